@@ -1,0 +1,67 @@
+"""normsurgeon: convert a network's BatchNorm layers to other norms, and keep its function.
+
+    >>> import normsurgeon as ns
+    >>> sorted(ns.TARGETS)
+    ['affine', 'fold', 'gn', 'in', 'ln', 'ln2d', 'rms', 'rms2d']
+
+Importing this package is cheap: torch and timm come in with the first function that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from normsurgeon.errors import NormSurgeonError
+
+if TYPE_CHECKING:
+    from normsurgeon.checkpoints import save as save
+    from normsurgeon.data.preprocessing import DataConfig as DataConfig
+    from normsurgeon.evaluation import Evaluation as Evaluation
+    from normsurgeon.evaluation import evaluate as evaluate
+    from normsurgeon.graph.sites import NormSite as NormSite
+    from normsurgeon.graph.sites import find_sites as find_sites
+    from normsurgeon.loading import load as load
+    from normsurgeon.norms.catalogue import TARGETS as TARGETS
+    from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
+    from normsurgeon.surgery.planning import plan as plan
+    from normsurgeon.surgery.rewriting import Conversion as Conversion
+    from normsurgeon.surgery.rewriting import convert as convert
+    from normsurgeon.surgery.rewriting import convert_ as convert_
+    from normsurgeon.surgery.swapping import swap_layers as swap_layers
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "save": "checkpoints",
+    "DataConfig": "data.preprocessing",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "NormSite": "graph.sites",
+    "find_sites": "graph.sites",
+    "load": "loading",
+    "TARGETS": "norms.catalogue",
+    "ConversionPlan": "surgery.planning",
+    "plan": "surgery.planning",
+    "Conversion": "surgery.rewriting",
+    "convert": "surgery.rewriting",
+    "convert_": "surgery.rewriting",
+    "swap_layers": "surgery.swapping",
+}
+
+__all__ = ["NormSurgeonError", "__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'normsurgeon' has no attribute {name!r}")
+    from normsurgeon.environment import explained_imports
+
+    with explained_imports():
+        value = getattr(import_module(f"normsurgeon.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

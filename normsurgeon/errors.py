@@ -1,0 +1,66 @@
+"""Everything that normsurgeon raises on purpose.
+
+    NormSurgeonError                 the root: catch this one to catch them all
+    ├── UsageError                   the request itself is wrong          (exit code 2)
+    │   ├── TargetError              unknown norm, groups that do not divide
+    │   └── PatternError             a glob that matches no layer
+    ├── EnvironmentProblem           the installation cannot work
+    ├── LoadingError                 a model could not be made or found
+    │   └── WeightsUnavailableError  the model is known, its weights are out of reach
+    ├── CheckpointError              a file that is not, or not entirely, a checkpoint
+    ├── TracingError                 the model could not be followed
+    ├── ConversionError              the surgery could not be done
+    └── DataError                    no images, or none that can be read
+
+Every message is one line: what went wrong, where, and what to try.
+"""
+
+from __future__ import annotations
+
+
+class NormSurgeonError(Exception):
+    """The root of the hierarchy; ``exit_code`` is what the command line leaves with."""
+
+    exit_code = 1
+
+
+class UsageError(NormSurgeonError):
+    """The request itself is wrong: nothing was attempted."""
+
+    exit_code = 2
+
+
+class TargetError(UsageError):
+    """A target norm that does not exist, or cannot be built as asked."""
+
+
+class PatternError(UsageError):
+    """A glob pattern that matches no norm layer of the model."""
+
+
+class EnvironmentProblem(NormSurgeonError):
+    """The installed libraries cannot work together."""
+
+
+class LoadingError(NormSurgeonError):
+    """A model could not be created or found."""
+
+
+class WeightsUnavailableError(LoadingError):
+    """The architecture is known, but its pretrained weights are out of reach."""
+
+
+class CheckpointError(NormSurgeonError):
+    """A checkpoint file that cannot be read, written, or made to fit."""
+
+
+class TracingError(NormSurgeonError):
+    """The model's data flow could not be followed."""
+
+
+class ConversionError(NormSurgeonError):
+    """The surgery could not be carried out as planned."""
+
+
+class DataError(NormSurgeonError):
+    """A data source that holds nothing to work on."""

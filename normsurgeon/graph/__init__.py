@@ -1,0 +1,1 @@
+"""Following a network: its data flow, and its norm layers as sites in it."""

@@ -1,0 +1,239 @@
+"""Every norm layer of a model as a ``NormSite``: where it sits, what feeds it, what it feeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from normsurgeon.graph.producers import Producer, ProducerFinder
+from normsurgeon.graph.tracing import TracedModel, is_functional_batch_norm, trace
+from normsurgeon.norms import sources
+
+
+@dataclass(frozen=True)
+class NormSite:
+    """One batch norm of a model, as facts and without tensors.
+
+    name, aliases      module path (or, for a functional call, the graph node's name), and its other paths
+    class_name         Python class; "F.batch_norm" for a functional call
+    channels, eps      number of features, and the eps inside its square root
+    input_shape        shape of the input on the meta device, None where no forward pass reached it
+    has_statistics     whether running statistics exist: without them eval mode uses the batch's
+    affine, trainable  whether gamma and beta exist, and whether they require a gradient
+    producer           path of the layer that feeds it, where that is one layer
+    foldable, reason   whether the producer can absorb a scale and shift; if not, why
+    activation         class name of the activation behind it, fused or next in the graph
+    readers            who reads its output
+    calls              how often one forward pass calls it
+    unreadable         why its function cannot be known at all, or None
+    """
+
+    name: str
+    class_name: str
+    channels: int
+    eps: float
+    aliases: tuple[str, ...] = ()
+    input_shape: tuple[int, ...] | None = None
+    output_shape: tuple[int, ...] | None = None
+    has_statistics: bool = True
+    affine: bool = True
+    trainable: bool = True
+    producer: str | None = None
+    producer_class: str | None = None
+    foldable: bool = False
+    reason: str | None = None
+    activation: str | None = None
+    readers: tuple[str, ...] = ()
+    calls: int = 1
+    unreadable: str | None = None
+
+    @property
+    def functional(self) -> bool:
+        """Whether this is a call of ``F.batch_norm`` rather than a module."""
+        return self.class_name == "F.batch_norm"
+
+    @property
+    def rank(self) -> int | None:
+        """Number of dimensions of the input, or None."""
+        return len(self.input_shape) if self.input_shape is not None else None
+
+    @property
+    def positions(self) -> int | None:
+        """Number of positions (H·W for images; 1 after global pooling), or None."""
+        return math.prod(self.input_shape[2:]) if self.input_shape is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NormSite:
+        """The inverse of ``to_dict``."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def find_sites(model: nn.Module | TracedModel, example_input: Tensor | None = None) -> tuple[NormSite, ...]:
+    """The batch norms of ``model``, in the order in which a forward pass reaches them.
+
+    ``model`` is left alone; hand in a ``TracedModel`` to save tracing it again. Batch norms that no forward pass
+    reaches come last.
+
+    :raises TracingError: when the model cannot be copied.
+
+    >>> import timm
+    >>> site = find_sites(timm.create_model("test_resnet"))[0]
+    >>> site.name, site.class_name, site.channels, site.producer, site.foldable, site.activation
+    ('conv1.1', 'BatchNorm2d', 16, 'conv1.0', True, 'ReLU')
+    """
+    if isinstance(model, TracedModel):
+        return _sites(model, model.skeleton)
+    return _sites(trace(model, example_input), model)
+
+
+def _sites(traced: TracedModel, model: nn.Module) -> tuple[NormSite, ...]:
+    canonical: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for name, module in traced.skeleton.named_modules(remove_duplicate=False):
+        if id(module) in canonical:
+            aliases.setdefault(canonical[id(module)], []).append(name)
+        else:
+            canonical[id(module)] = name
+    finder = ProducerFinder(traced, canonical)
+    nodes: dict[str, tuple[str, fx.Node]] = {}
+    sites: list[NormSite] = []
+    for path, graph in traced.graphs.items():
+        for node in graph.nodes:
+            if is_functional_batch_norm(node) and _reads_data(node):
+                sites.append(_functional_site(traced, path, node))
+            elif node.op == "call_module":
+                nodes.setdefault(finder.name_of(path, node), (path, node))
+    originals = dict(model.named_modules())
+    for name, module in traced.skeleton.named_modules():
+        if sources.is_batch_norm(module):
+            sites.append(_module_site(traced, finder, name, originals[name], nodes.get(name), aliases.get(name, ())))
+    order = {name: position for position, name in enumerate(traced.calls)}
+    return tuple(sorted(sites, key=lambda site: order.get(site.name, len(order))))
+
+
+def _module_site(
+    traced: TracedModel,
+    finder: ProducerFinder,
+    name: str,
+    module: nn.Module,
+    found: tuple[str, fx.Node] | None,
+    aliases: list[str] | tuple[()],
+) -> NormSite:
+    unreadable = sources.why_unreadable(module)
+    reading = sources.read(module)
+    input_shape, output_shape = traced.shapes.get(name, (None, None))
+    calls = max(traced.calls.get(name, 0), finder.node_calls.get(name, 0))
+    readers: tuple[str, ...] = ()
+    activation = type(reading.act).__name__ if reading.act is not None else None
+    if activation == "Identity":
+        activation = None
+    if found is None:
+        producer = Producer(None, None, _why_unseen(traced, name))
+    else:
+        path, node = found
+        producer = finder.find(path, node, len(input_shape) if input_shape else None)
+        if calls > 1:
+            producer = Producer(producer.name, producer.class_name, f"it is itself called {calls} times")
+        readers = tuple(finder._describe(path, user) for user in node.users)
+        activation = activation or _activation_after(traced, path, node)
+    tensors = [t for t in (reading.weight, reading.bias) if t is not None]
+    return NormSite(
+        name=name,
+        class_name=type(module).__name__,
+        channels=reading.channels,
+        eps=reading.eps,
+        aliases=tuple(aliases),
+        input_shape=input_shape,
+        output_shape=output_shape,
+        has_statistics=reading.mean is not None and reading.var is not None,
+        affine=bool(tensors),
+        trainable=any(t.requires_grad for t in tensors),
+        producer=producer.name,
+        producer_class=producer.class_name,
+        foldable=producer.foldable,
+        reason=producer.reason,
+        activation=activation,
+        readers=readers,
+        calls=calls,
+        unreadable=unreadable,
+    )
+
+
+def _functional_site(traced: TracedModel, path: str, node: fx.Node) -> NormSite:
+    input_shape, output_shape = traced.shapes.get(node.name, (None, None))
+    arguments = dict(
+        zip(("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), node.args)
+    ) | dict(node.kwargs)
+    eps = arguments.get("eps", 1e-5)
+    statistics = [arguments.get(key) for key in ("running_mean", "running_var")]
+    constant = all(isinstance(s, fx.Node) and s.op == "get_attr" for s in statistics)
+    unreadable = None
+    if arguments.get("training"):
+        unreadable = "functional call in training mode: its statistics are the batch's"
+    elif path:
+        unreadable = f"functional call inside {path}, which is a leaf of the trace"
+    elif not constant or input_shape is None:
+        unreadable = "functional call whose statistics are computed on the fly"
+    return NormSite(
+        name=node.name,
+        class_name="F.batch_norm",
+        channels=input_shape[1] if input_shape else 0,
+        eps=float(eps) if isinstance(eps, (int, float)) else 1e-5,
+        input_shape=input_shape,
+        output_shape=output_shape,
+        has_statistics=constant,
+        affine=arguments.get("weight") is not None,
+        reason="a functional call: the analytic affine is used",
+        readers=tuple(user.name for user in node.users),
+        unreadable=unreadable,
+    )
+
+
+def _reads_data(node: fx.Node) -> bool:
+    """Whether the normed tensor comes from the input: weight standardisation calls F.batch_norm on a weight."""
+    pending, seen = [node.args[0] if node.args else node.kwargs["input"]], set()
+    while pending:
+        source = pending.pop()
+        if not isinstance(source, fx.Node) or source in seen:
+            continue
+        seen.add(source)
+        if source.op == "placeholder":
+            return True
+        pending.extend(source.all_input_nodes)
+    return False
+
+
+def _why_unseen(traced: TracedModel, name: str) -> str:
+    for path in _ancestors(name):
+        if path in traced.untraced:
+            where = path or "the model"
+            return f"{where} cannot be traced ({traced.untraced[path]}), so who reads its producer is unknown"
+    return "not reached by a forward pass"
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _activation_after(traced: TracedModel, path: str, node: fx.Node) -> str | None:
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.op == "call_module":
+        module = traced.skeleton.get_submodule(path).get_submodule(user.target)
+        if "activation" in type(module).__module__ and not isinstance(module, nn.MultiheadAttention):
+            return type(module).__name__
+        return None
+    name = getattr(user.target, "__name__", str(user.target))
+    return name if name in ("relu", "relu_", "gelu", "silu", "sigmoid", "hardswish", "elu", "leaky_relu") else None
+

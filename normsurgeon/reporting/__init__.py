@@ -1,0 +1,1 @@
+"""Records as pages and tables. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""Planning a conversion and carrying it out."""

@@ -1,0 +1,256 @@
+"""Carrying a plan out. Takes no decisions: everything it does stands in the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from normsurgeon.errors import ConversionError, UsageError
+from normsurgeon.graph.tracing import is_functional_batch_norm, symbolic_trace
+from normsurgeon.norms import sources
+from normsurgeon.norms.catalogue import LayerSpec, find_target
+from normsurgeon.surgery import whitening
+from normsurgeon.surgery.planning import ConversionPlan, Decision, plan
+from normsurgeon.surgery.replacing import copy_model, replace_modules_
+
+
+@dataclass
+class Conversion:
+    """What ``convert`` returns.
+
+    model       the converted network
+    plan        the plan that was carried out
+    history     what happened to the model since, one plain dict an event (calibration, fine-tuning, …)
+    optimizer   the optimizer handed over, now of the converted model's parameters, or None
+    """
+
+    model: nn.Module
+    plan: ConversionPlan
+    history: list[dict[str, Any]] = field(default_factory=list)
+    optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def sites(self) -> tuple[Decision, ...]:
+        """One entry a batch norm: ``name``, ``status``, ``reason``, …"""
+        return self.plan.decisions
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many sites were converted, kept and refused."""
+        return self.plan.counts
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
+        return f"Conversion({self.plan.model} → {self.plan.target}: {counts})"
+
+
+def convert(
+    model: nn.Module,
+    plan: ConversionPlan | None = None,
+    *,
+    to: str | None = None,
+    groups: int | Literal["auto"] = "auto",
+    eps: float | None = None,
+    keep: Sequence[str] = (),
+    set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    as_graph: bool = False,
+    example_input: Tensor | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Conversion:
+    """A converted copy of ``model``, which itself stays as it is.
+
+    Either a ``plan``, or ``to`` and the other settings of ``normsurgeon.plan``. The copy has the same class, methods,
+    module names, device, dtype, training flags and hooks. With ``as_graph`` it is an ``fx.GraphModule``. An
+    ``optimizer`` of the original's parameters comes back, in ``Conversion.optimizer``, as one of the copy's.
+
+    :raises UsageError: neither or both of ``plan`` and ``to``; and whatever ``normsurgeon.plan`` raises.
+    :raises ConversionError: a plan that was made for another model.
+
+    >>> import timm, torch
+    >>> model = timm.create_model("test_resnet").eval()
+    >>> result = convert(model, to="affine")
+    >>> x = torch.randn(1, 3, 160, 160)
+    >>> type(result.model) is type(model), bool(torch.allclose(result.model(x), model(x), atol=1e-5))
+    (True, True)
+    """
+    settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph}
+    plan = _settled(model, plan, to, example_input, settings)
+    new_model, new_optimizer = copy_model(model, optimizer)
+    return convert_(new_model, plan, optimizer=new_optimizer)
+
+
+def convert_(
+    model: nn.Module,
+    plan: ConversionPlan | None = None,
+    *,
+    to: str | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    example_input: Tensor | None = None,
+    **settings: Any,
+) -> Conversion:
+    """``convert`` in place: saves the copy's memory, and changes ``model`` and ``optimizer`` themselves."""
+    plan = _settled(model, plan, to, example_input, settings)
+    modules = _check_fit(model, plan)
+    replacements: dict[nn.Module, nn.Module] = {}
+    touched: list[nn.Parameter] = []
+    gained: dict[nn.Parameter, nn.Parameter] = {}
+    with torch.no_grad():
+        for decision in plan.decisions:
+            if decision.status != "converted" or decision.site.functional:
+                continue
+            old = modules[decision.name]
+            producer = modules[decision.site.producer] if decision.site.producer and _folds(decision) else None
+            had_bias = producer is not None and producer.bias is not None
+            replacements[old] = _converted(old, decision, producer)
+            if producer is not None:
+                touched.extend(producer.parameters(recurse=False))
+                if not had_bias:
+                    gained[producer.weight] = producer.bias  # type: ignore[index,assignment]
+    replace_modules_(model, replacements, optimizer, touched=touched, gained=gained)
+    if plan.request.as_graph:
+        model = _as_graph(model, plan, tuple({type(new) for new in replacements.values()}))
+    return Conversion(model, plan, optimizer=optimizer)
+
+
+def _settled(
+    model: nn.Module,
+    given: ConversionPlan | None,
+    to: str | None,
+    example_input: Tensor | None,
+    settings: dict[str, Any],
+) -> ConversionPlan:
+    if given is not None:
+        named = [key for key, value in settings.items() if value not in ("auto", None, False, (), [], {})]
+        if to is not None or named:
+            raise UsageError(f"a plan says it all: leave out {', '.join(filter(None, [to and 'to', *named]))}")
+        return given
+    if to is None:
+        raise UsageError("say what to convert to: a plan, or to='gn'")
+    return plan(model, to, example_input=example_input, **settings)
+
+
+def _folds(decision: Decision) -> bool:
+    return decision.whitening == "fold" or decision.target == "fold"
+
+
+def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
+    """The model's modules by path, once every decision of the plan has been found in it."""
+    modules = dict(model.named_modules())
+    for decision in plan.decisions:
+        if decision.site.functional:
+            continue
+        found = modules.get(decision.name)
+        if found is None or not sources.is_batch_norm(found):
+            what = "is not there" if found is None else f"is a {type(found).__name__}"
+            raise ConversionError(
+                f"the plan was made for another model ({plan.model}): {decision.name}, "
+                f"there a {decision.site.class_name}, {what} in this {type(model).__name__}; make a new plan"
+            )
+        channels = sources.read(found).channels
+        if channels != decision.site.channels:
+            raise ConversionError(
+                f"the plan was made for another model ({plan.model}): {decision.name} has {channels} channels in "
+                f"this {type(model).__name__}, and {decision.site.channels} in the plan; make a new plan"
+            )
+        if _folds(decision) and decision.site.producer not in modules:
+            raise ConversionError(f"the plan folds into {decision.site.producer}, which this model does not have")
+    return modules
+
+
+def _converted(old: nn.Module, decision: Decision, producer: nn.Module | None) -> nn.Module:
+    """The new layer for one site; folds into the producer, in place, where the plan says so."""
+    reading = sources.read(old)
+    name, groups = decision.target or "", decision.groups or 1
+    rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
+    if decision.whitening == "exact":
+        whole = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
+        if name == "fold":
+            assert producer is not None
+            whitening.fold_(producer, whole)
+            return _built(reading, name, groups, reading.eps, whole, rank)
+        return _built(reading, name, groups, reading.eps, whole, rank)
+    gamma_beta = whitening.gamma_beta(reading)
+    if decision.whitening == "none":
+        return _built(reading, name, groups, decision.eps or reading.eps, gamma_beta, rank)
+    moments, wanted = whitening.moments_of(reading), gamma_beta
+    white = whitening.whitener(reading)
+    if producer is not None:
+        whitening.fold_(producer, white)
+        moments = white.after(moments)
+    else:
+        wanted = whitening.compose(gamma_beta, white)
+    affine, eps = whitening.matching_affine(
+        wanted, moments, find_target(name), groups, reading.eps, decision.eps
+    )
+    return _built(reading, name, groups, eps, affine, rank)
+
+
+def _built(
+    reading: sources.BatchNormReading,
+    target: str,
+    groups: int,
+    eps: float,
+    affine: whitening.Affine,
+    rank: int | None,
+) -> nn.Module:
+    reference = reading.reference
+    spec = LayerSpec(
+        channels=reading.channels,
+        groups=groups,
+        eps=eps,
+        affine=True,
+        rank=rank,
+        drop=reading.drop,
+        act=reading.act,
+        device=reference.device,
+        dtype=reference.dtype,
+    )
+    layer = find_target(target).build(spec)
+    trainable = any(t is not None and t.requires_grad for t in (reading.weight, reading.bias))
+    for name, values in (("weight", affine.scale), ("bias", affine.shift)):
+        parameter = layer._parameters.get(name)
+        if parameter is not None:
+            parameter.copy_(values)
+            source = getattr(reading, name)
+            parameter.requires_grad_(trainable if source is None else source.requires_grad)
+    return layer
+
+
+def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
+    """The converted model as a GraphModule, its functional batch norms replaced by layers, too."""
+    graph_module = fx.GraphModule(model, symbolic_trace(model, leaves), class_name=type(model).__name__)
+    functional = {d.name: d for d in plan.decisions if d.site.functional and d.status == "converted"}
+    for node in list(graph_module.graph.nodes):
+        decision = functional.get(node.name)
+        if decision is None or not is_functional_batch_norm(node):
+            continue
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        stand_in = nn.BatchNorm2d(decision.site.channels, eps=decision.site.eps)
+        for key in ("running_mean", "running_var", "weight", "bias"):
+            source = arguments.get(key)
+            value = _fetch(graph_module, source.target) if isinstance(source, fx.Node) else None
+            if key in stand_in._buffers:
+                stand_in._buffers[key] = value
+            else:
+                stand_in._parameters[key] = value
+        layer = _converted(stand_in, decision, None)
+        graph_module.add_submodule(f"converted_{node.name}", layer.train(model.training))
+        with graph_module.graph.inserting_after(node):
+            call = graph_module.graph.call_module(f"converted_{node.name}", (arguments["input"],))
+        node.replace_all_uses_with(call)
+        graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _fetch(root: nn.Module, target: Any) -> Any:
+    value: Any = root
+    for part in str(target).split("."):
+        value = getattr(value, part)
+    return value

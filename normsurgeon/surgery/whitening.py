@@ -1,0 +1,124 @@
+"""The mathematics of keeping the function: what goes into the producer, what into the new norm's affine.
+
+A BatchNorm in eval mode is the fixed map ``y = gamma * (x - mean) / sqrt(var + eps) + beta``. A per-sample norm T
+stands in for it well where it sees the whitened ``xhat = (x - mean) / sqrt(var + eps)``. Either the producer absorbs
+the whitening (``fold_``), or T's weight and bias are solved for from the running statistics (``matching_affine``).
+Everything is computed in float64 and cast once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from normsurgeon.norms.catalogue import Target
+from normsurgeon.norms.sources import BatchNormReading
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-channel mean and variance of a norm's input over the data, each of shape (C,), float64."""
+
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``y = scale * x + shift`` per channel; both of shape (C,), float64."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def after(self, moments: Moments) -> Moments:
+        """The moments of the output for an input of the given moments."""
+        return Moments(self.scale * moments.mean + self.shift, self.scale.square() * moments.var)
+
+
+def moments_of(reading: BatchNormReading) -> Moments:
+    """The running statistics, float64."""
+    assert reading.mean is not None and reading.var is not None
+    return Moments(reading.mean.detach().double(), reading.var.detach().double())
+
+
+def whitener(reading: BatchNormReading) -> Affine:
+    """The batch norm without its gamma and beta: ``xhat = (x - mean) / sqrt(var + eps)``."""
+    moments = moments_of(reading)
+    scale = torch.rsqrt(moments.var + reading.eps)
+    return Affine(scale, -moments.mean * scale)
+
+
+def gamma_beta(reading: BatchNormReading) -> Affine:
+    """The batch norm's own affine; ones and zeros where it has none."""
+    reference = reading.mean if reading.mean is not None else reading.weight
+    if reference is None:
+        ones = torch.ones(reading.channels, dtype=torch.float64)
+        return Affine(ones, torch.zeros_like(ones))
+    ones = torch.ones_like(reference, dtype=torch.float64)
+    return Affine(
+        reading.weight.detach().double() if reading.weight is not None else ones,
+        reading.bias.detach().double() if reading.bias is not None else torch.zeros_like(ones),
+    )
+
+
+def compose(outer: Affine, inner: Affine) -> Affine:
+    """``outer(inner(x))``."""
+    return Affine(outer.scale * inner.scale, outer.scale * inner.shift + outer.shift)
+
+
+def fold_(producer: nn.Module, affine: Affine) -> None:
+    """Put ``affine`` behind a convolution or linear layer, in place, by changing its weight and bias.
+
+    A layer without bias gains one, which requires a gradient where the weight does. Exact: zero padding concerns the
+    layer's input, not its output.
+    """
+    weight: nn.Parameter = producer.weight  # type: ignore[assignment]
+    scale = affine.scale
+    if isinstance(producer, _ConvTransposeNd):
+        # The weight is (in, out / groups, *kernel): output channels run over groups first, then dimension 1.
+        per_group = weight.shape[1]
+        wide = weight.detach().double().reshape(producer.groups, -1, *weight.shape[1:])
+        factors = scale.view(producer.groups, 1, per_group, *[1] * (weight.ndim - 2))
+        scaled = (wide * factors).reshape(weight.shape)
+    else:
+        scaled = weight.detach().double() * scale.view(-1, *[1] * (weight.ndim - 1))
+    bias: nn.Parameter | None = producer.bias  # type: ignore[assignment]
+    shift = affine.shift if bias is None else affine.shift + bias.detach().double() * scale
+    with torch.no_grad():
+        weight.copy_(scaled)
+        if bias is not None:
+            bias.copy_(shift)
+        else:
+            producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+
+
+def matching_affine(
+    wanted: Affine, moments: Moments, target: Target, groups: int, eps: float, softening: float | None
+) -> tuple[Affine, float]:
+    """The weight and bias with which the norm T best stands in for ``wanted(x)``, and the eps to give T.
+
+    For an input of the given per-channel ``moments``, T's expected pool has mean M (0 for a norm that does not
+    centre) and mean square deviation V, so T(x) ≈ (x - M) / sqrt(V + eps) before its affine, and
+
+        weight = wanted.scale * sqrt(V + eps)        bias = wanted.shift + wanted.scale * M
+
+    make the two sides equal for a sample of average statistics. On whitened input M = 0 and V ≈ 1: this copies gamma
+    and beta, but for channels that never vary, which make V smaller than 1.
+
+    ``softening`` E replaces eps by E times the average V, so that it means the same on any input.
+    """
+    pools = groups if target.pools == "groups" else 1
+    mean_G = moments.mean.view(pools, -1)
+    square_G = moments.var.view(pools, -1) + mean_G.square()
+    M_G = mean_G.mean(1) if target.centres else torch.zeros_like(mean_G[:, 0])
+    V_G = (square_G.mean(1) - M_G.square()).clamp(min=0)
+    if softening is not None:
+        # On the meta device there is no number to read, and none is needed.
+        eps = softening * (1.0 if V_G.is_meta else max(float(V_G.mean()), torch.finfo(torch.float32).tiny))
+    width = moments.mean.numel() // pools
+    spread = torch.sqrt(V_G + eps).repeat_interleave(width)
+    centre = M_G.repeat_interleave(width)
+    return Affine(wanted.scale * spread, wanted.shift + wanted.scale * centre), eps
