@@ -13,12 +13,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from normsurgeon.errors import NormSurgeonError
+from normsurgeon.version import __version__
 
 if TYPE_CHECKING:
     from normsurgeon.checkpoints import save as save
     from normsurgeon.data.preprocessing import DataConfig as DataConfig
     from normsurgeon.evaluation import Evaluation as Evaluation
     from normsurgeon.evaluation import evaluate as evaluate
+    from normsurgeon.graph.inventory import inspect as inspect
     from normsurgeon.graph.sites import NormSite as NormSite
     from normsurgeon.graph.sites import find_sites as find_sites
     from normsurgeon.loading import load as load
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from normsurgeon.surgery.rewriting import convert_ as convert_
     from normsurgeon.surgery.swapping import swap_layers as swap_layers
 
-__version__ = "0.1.0"
+
 
 _HOME = {
     "save": "checkpoints",
@@ -39,6 +41,7 @@ _HOME = {
     "evaluate": "evaluation",
     "NormSite": "graph.sites",
     "find_sites": "graph.sites",
+    "inspect": "graph.inventory",
     "load": "loading",
     "TARGETS": "norms.catalogue",
     "ConversionPlan": "surgery.planning",

@@ -40,7 +40,7 @@ class Origin:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, the header of a checkpoint."""
-        from normsurgeon import __version__
+        from normsurgeon.version import __version__
 
         return {
             "format": FORMAT,

@@ -1,10 +1,14 @@
-"""State dicts: reading them from files without unpickling code, fitting them to a model, writing them whole."""
+"""State dicts: read from files without unpickling code, fitted to a model, written whole."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import pickle
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,10 @@ from normsurgeon.errors import CheckpointError
 
 StateDict = dict[str, Tensor]
 
+KEY = "normsurgeon"
+"""Under this key stands what normsurgeon writes beside the tensors."""
+
+_PICKLE_HEADS = (b"PK", b"\x80")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -28,9 +36,25 @@ def read_file(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     :raises CheckpointError: no such file, truncated, not a checkpoint, or a pickle that holds code.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, and a file of weights was expected")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file" if path.exists() else f"there is no file {path}")
-    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty: writing or copying it was cut short")
+    # By content where the name does not say: a header length of eight bytes, then JSON.
+    if path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{"):
+        return _read_safetensors(path)
+    if not head.startswith(_PICKLE_HEADS):
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it begins neither like safetensors nor like torch.save"
+        )
+    return _read_pickle(path)
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable[[str], None]) -> None:
@@ -40,27 +64,36 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable
 
     :raises CheckpointError: tensors are missing, left over, or of another shape.
     """
-    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    state = dict(state)
-    if set(state) != set(own):
+    whole = model.state_dict()
+    own = {k: v for k, v in whole.items() if isinstance(v, Tensor)}
+    state = _without_prefix(own, state)
+    if {k for k in state if not _counts(k)} != {k for k in own if not _counts(k)}:
         renamed = _in_order(own, state)
         if renamed is not None:
-            say(f"{where}: the names differ, so all {len(renamed)} tensors were matched in order (every shape agrees)")
+            say(
+                f"{where}: the names differ, so all {len(renamed)} tensors were matched in order "
+                "(every shape agrees)"
+            )
             state = renamed
+    state = {**{k: v for k, v in own.items() if _counts(k)}, **state}
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing or extra:
-        parts = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-                 for keys, what in ((missing, "missing"), (extra, "left over")) if keys]
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+            for keys, what in ((missing, "missing"), (extra, "left over"))
+            if keys
+        ]
         raise CheckpointError(
-            f"{where} does not fit {type(model).__name__}: tensors {' and '.join(parts)}; is it another architecture?"
+            f"{where} does not fit {type(model).__name__}: tensors {' and '.join(parts)}; "
+            "is it another architecture?"
         )
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
             raise CheckpointError(
-                f"{where} does not fit {type(model).__name__}: {key} has shape {tuple(state[key].shape)} in the file "
-                f"and {tuple(tensor.shape)} in the model; another number of classes or channels?"
+                f"{where} does not fit {type(model).__name__}: {key} has shape {tuple(state[key].shape)} "
+                f"in the file and {tuple(tensor.shape)} in the model; another number of classes or channels?"
             )
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict({**whole, **state}, strict=True)
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -71,6 +104,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     :raises CheckpointError: when the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
+    check_writable(path)
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -84,13 +118,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise CheckpointError(f"cannot write {path}: {text}; nothing was written") from error
+        raise CheckpointError(
+            f"cannot write {path}: {_writing_problem(error)}; nothing was written"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -119,42 +154,57 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"cannot write {path}: permission denied")
 
 
+def _writing_problem(error: Exception) -> str:
+    """The system's own words, without the libraries' wrapping."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = " ".join(str(error).split())
+    number = re.search(r"os error (\d+)", text)  # safetensors: "I/O error: File too large (os error 27)"
+    if number:
+        return os.strerror(int(number[1]))
+    if (
+        "inline_container" in text
+    ):  # torch.save: "[enforce fail at inline_container.cc:671] . unexpected pos …"
+        return "the file could not be written to its end (is the disk full?)"
+    return text
+
+
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By content where the name does not say: a header length of eight bytes, then JSON."""
-    with open(path, "rb") as file:
-        head = file.read(9)
-    return path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{")
+    """Make the renaming last. The file is complete by now, and not every file system can do this."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            rest = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from error
+    return _tensors(path, state, KEY not in rest), rest
 
 
 def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
     try:
         # timm's training script keeps its arguments in a Namespace: plain data, and the only class let in.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive raises nearly anything
-        text = str(error)
-        if "WeightsUnpickler" in text or "Unsupported" in text or "weights_only" in text:
+        code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code is None:
             raise CheckpointError(
-                f"{path} holds pickled code or is no checkpoint, and is not opened: code in a pickle runs when it is "
-                "read; save model.state_dict() instead, or use safetensors"
+                f"{path} is truncated or not a checkpoint ({type(error).__name__})"
             ) from error
-        raise CheckpointError(f"{path} is truncated or not a checkpoint ({type(error).__name__})") from error
+        raise CheckpointError(
+            f"{path} holds pickled code ({code[1]}), which would run on reading, and is not opened; "
+            "try: save model.state_dict() alone, or use safetensors"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, and a state dict was expected")
     rest = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
@@ -164,27 +214,49 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
             rest.pop(wrapper, None)
             content = inner
             break
-    state = {_plain(str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
+    return _tensors(path, content, KEY not in rest), rest
+
+
+def _tensors(path: Path, content: Mapping[Any, Any], foreign: bool) -> StateDict:
+    """The tensors; from a file that normsurgeon did not write, without the prefixes of DDP and torch.compile."""
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} holds no tensors, and a state dict was expected")
-    return state, rest
+    while foreign and (prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
-def _plain(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+def _without_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> StateDict:
+    """The state dict without what all keys begin with ("model." of Lightning), if that makes them fit."""
+    known = {key for key in own if not _counts(key)}
+    stripped = dict(state)
+    while not known <= set(stripped):
+        first = {key.partition(".")[0] for key in stripped}
+        if len(first) != 1 or not all("." in key for key in stripped):
+            return dict(state)
+        stripped = {key.partition(".")[2]: value for key, value in stripped.items()}
+    return stripped
 
 
 def _in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> StateDict | None:
-    """The file's tensors under the model's names, when they agree in number and shape one by one."""
-    # Counters of seen batches come and go with the torch version that wrote a file.
-    counted = any(key.endswith("num_batches_tracked") for key in state)
-    names = [key for key in own if counted or not key.endswith("num_batches_tracked")]
-    if len(names) != len(state):
+    """The file's tensors under the model's names, where they agree one by one in shape and role.
+
+    None, too, for a file whose order says nothing: safetensors sorts its tensors by name.
+    """
+    names, theirs = ([key for key in keys if not _counts(key)] for keys in (own, state))
+    if len(names) != len(theirs) or (theirs == sorted(theirs) and names != sorted(names)):
         return None
-    pairs = list(zip(names, state.values(), strict=True))
-    if any(own[name].shape != tensor.shape for name, tensor in pairs):
-        return None
-    counters = {key: own[key] for key in own if key not in dict(pairs)}
-    return {**dict(pairs), **counters}
+    pairs = dict(zip(names, theirs, strict=True))
+    for name, other in pairs.items():
+        same_role = name.rpartition(".")[2] == other.rpartition(".")[2]  # "weight", "bias", "running_mean", …
+        if own[name].shape != state[other].shape or not same_role:
+            return None
+        if other in own and other != name:  # a name that both know is not to land elsewhere
+            return None
+    return {**own, **{name: state[other] for name, other in pairs.items()}}
+
+
+def _counts(key: str) -> bool:
+    """Counters of seen batches, which come and go with the torch version that wrote a file."""
+    return key.endswith("num_batches_tracked")

@@ -112,8 +112,10 @@ def _sites(traced: TracedModel, model: nn.Module) -> tuple[NormSite, ...]:
             elif node.op == "call_module":
                 nodes.setdefault(finder.name_of(path, node), (path, node))
     originals = dict(model.named_modules())
+    inside: tuple[str, ...] = ()  # auxiliary norms of a SplitBatchNorm2d belong to it, and go with it
     for name, module in traced.skeleton.named_modules():
-        if sources.is_batch_norm(module):
+        if sources.is_batch_norm(module) and not name.startswith(inside):
+            inside = (*inside, f"{name}.")
             sites.append(_module_site(traced, finder, name, originals[name], nodes.get(name), aliases.get(name, ())))
     order = {name: position for position, name in enumerate(traced.calls)}
     return tuple(sorted(sites, key=lambda site: order.get(site.name, len(order))))

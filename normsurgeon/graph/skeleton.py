@@ -31,12 +31,7 @@ def skeleton_of(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     keep_alive = []
     for tensor in [*model.parameters(), *model.buffers()]:
-        if isinstance(tensor, (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)):
-            continue
-        ghost: Tensor = torch.empty_like(tensor, device="meta", requires_grad=False)
-        if isinstance(tensor, nn.Parameter):
-            ghost = nn.Parameter(ghost, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = ghost
+        memo[id(tensor)] = _ghost(tensor)
         keep_alive.append(tensor)
     try:
         skeleton = copy.deepcopy(model, memo)
@@ -54,6 +49,15 @@ def skeleton_of(model: nn.Module) -> nn.Module:
                 continue
             getattr(module, hooks, {}).clear()
     return skeleton.eval()
+
+
+def _ghost(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.parameter.UninitializedParameter):
+        return nn.parameter.UninitializedParameter(device="meta")
+    if isinstance(tensor, nn.parameter.UninitializedBuffer):
+        return nn.parameter.UninitializedBuffer(device="meta")
+    ghost = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(ghost, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
 
 
 def input_shape_of(model: nn.Module, example_input: Tensor | None = None) -> tuple[int, ...] | None:

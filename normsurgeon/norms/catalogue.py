@@ -24,8 +24,8 @@ from timm.layers import (
 )
 from torch import nn
 
-from normsurgeon.errors import TargetError
 from normsurgeon.norms.layers import ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw
+from normsurgeon.norms.names import check_target
 
 Pools = Literal["groups", "channels", "nothing"]
 
@@ -154,9 +154,8 @@ def find_target(name: str) -> Target:
     >>> find_target("ln").title
     'LayerNorm over C,H,W (GroupNorm with one group)'
     """
-    if name in TARGETS:
-        return TARGETS[name]
-    raise TargetError(f"unknown target norm {name!r}; choose one of: {', '.join(TARGETS)}")
+    check_target(name)
+    return TARGETS[name]
 
 
 def auto_groups(channels: int, most: int = 32, least_width: int = 16) -> int:

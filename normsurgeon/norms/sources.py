@@ -87,7 +87,9 @@ def read(module: nn.Module) -> BatchNormReading:
             "elu": lambda: nn.ELU(module.act_param),
             "identity": nn.Identity,
         }[module.act_name]()
-    channels = getattr(module, "num_features", None) or len(weight)
+    channels = getattr(module, "num_features", None)
+    if channels is None:
+        channels = len(weight)
     return BatchNormReading(
         channels=int(channels),
         eps=float(module.eps),

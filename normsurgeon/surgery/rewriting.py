@@ -220,6 +220,7 @@ def _built(
     return layer
 
 
+@torch.no_grad()
 def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
     """The converted model as a GraphModule, its functional batch norms replaced by layers, too."""
     graph_module = fx.GraphModule(model, symbolic_trace(model, leaves), class_name=type(model).__name__)

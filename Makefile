@@ -1,0 +1,54 @@
+# Two targets do all the set-up on a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-slow check format zoo bench clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (torch is large: a minute or two) …"
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (torch is large: a minute or two) …"
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo       ## real weights, photographs, four conversions
+	$(BIN)/normsurgeon demo
+
+test: $(VENV)/.dev        ## the fast tests, documentation examples and notebooks included
+	$(BIN)/python -m pytest --numprocesses 2
+
+test-slow: $(VENV)/.dev   ## what takes minutes
+	$(BIN)/python -m pytest --override-ini addopts="-q --strict-markers" -m slow
+
+check: $(VENV)/.dev       ## format, lint, types, architecture, documentation examples
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules normsurgeon
+
+format: $(VENV)/.dev      ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+zoo: $(VENV)/.dev         ## convert every BatchNorm architecture of timm; writes docs/coverage.md
+	$(BIN)/python benchmarks/zoo.py --output docs/coverage.md
+
+bench: $(VENV)/.dev       ## what a conversion costs, and what it keeps
+	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/function.py
+
+clean:           ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,0 +1,57 @@
+"""Where an error becomes one line and an exit code: 0 done, 1 it could not be done, 2 wrong usage."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from normsurgeon.errors import NormSurgeonError
+from normsurgeon_cli.console import error_line
+
+_state = {"debug": bool(os.environ.get("NORMSURGEON_DEBUG"))}
+
+INTERRUPTED = 130
+
+
+def set_debug(on: bool) -> None:
+    """Show whole tracebacks from here on."""
+    _state["debug"] = on
+
+
+def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, with its errors turned into one line on standard error."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            error_line("interrupted: nothing half-written is left behind")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of a pipe has gone (| head). Point stdout elsewhere, or Python complains at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except NormSurgeonError as error:
+            if _state["debug"]:
+                raise
+            error_line(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except MemoryError:
+            error_line("out of memory; try a smaller --batch-size")
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if _state["debug"]:
+                raise
+            text = " ".join(str(error).split())
+            error_line(f"unexpected {type(error).__name__}: {text}; --debug shows where (please report it)")
+            raise typer.Exit(1) from None
+
+    return run

@@ -1,0 +1,90 @@
+"""What the commands print with: results on standard output, progress and messages on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from normsurgeon.reporting.text import plain_table
+
+
+def out() -> Console:
+    """Standard output. Made anew each time, so that a redirected stream is honoured."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """A message for the person at the terminal; keeps out of standard output."""
+    err().print(message, style="dim", markup=False, soft_wrap=True)
+
+
+def error_line(message: str) -> None:
+    """An error, on one line."""
+    console = err()
+    console.print("error: ", style="bold red", end="")
+    console.print(" ".join(message.split()), markup=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output and nothing else."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off."""
+    console = out()
+    if not console.is_terminal:
+        if title:
+            print(title)
+        print(plain_table(header, rows))
+        return
+    used = [i for i in range(len(header)) if any(row[i] not in (None, "") for row in rows)]
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for i in used:
+        numbers = all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows)
+        table.add_column(header[i], justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row[i] is None else str(row[i]) for i in used))
+    console.print(table)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, at a terminal only: call what it yields with (done, total)."""
+    console = err()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def status(description: str) -> Iterator[None]:
+    """A spinner on standard error, at a terminal only."""
+    console = err()
+    if console.is_terminal:
+        with console.status(description):
+            yield
+    else:
+        yield

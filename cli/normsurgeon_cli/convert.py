@@ -1,0 +1,137 @@
+"""normsurgeon convert: replace a model's batch norms and write the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normsurgeon.errors import UsageError
+from normsurgeon_cli import options
+from normsurgeon_cli.console import out, print_json, print_table, say, status
+
+if TYPE_CHECKING:
+    from normsurgeon.surgery.planning import ConversionPlan
+
+
+def convert(
+    model: options.Model,
+    to: Annotated[
+        str,
+        typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to write: .safetensors, .pt or .pth."),
+    ] = None,
+    groups: Annotated[
+        str, typer.Option(metavar="N|auto", help="Groups of gn. auto: at most 32, at least 16 channels in each.")
+    ] = "auto",
+    eps: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Soften the norm towards the fixed affine (see the README).", show_default=False),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave these batch norms alone. Repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."),
+    ] = None,
+    weights: options.Weights = None,
+    random_init: options.RandomInit = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, one line a site; load no weights, write nothing.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Convert the BatchNorm layers of MODEL to another norm and keep what the network computes.
+
+    Without data: the norm's input is whitened by folding the running statistics into the layer before it.
+    """
+    if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
+        raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
+    settings = {
+        "groups": _groups(groups),
+        "eps": eps,
+        "keep": keep or [],
+        "set": [_pair(text) for text in set_ or []],
+    }
+    from normsurgeon.norms.names import check_target
+
+    check_target(to)  # before minutes of download
+    if output is not None and not dry_run:
+        import normsurgeon.weights as files
+
+        files.check_writable(output)
+    import normsurgeon as ns
+
+    network = options.load(model, weights, random_init or dry_run)
+    with status("planning …"):
+        plan = ns.plan(network, to, name=model, **settings)
+    for note in plan.notes:
+        say(note)
+    written = None
+    if not dry_run:
+        with status("converting …"):
+            result = ns.convert_(network, plan)
+            if output is not None:
+                written = ns.save(result, output)
+    if json:
+        document = plan.to_dict()
+        print_json({**document, "output": str(written) if written else None, "dry_run": dry_run})
+        return
+    _show(plan, each_site=dry_run)
+    if written is not None:
+        out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+        say(f"next: normsurgeon inspect {written}   or   normsurgeon evaluate {written} --data FOLDER --baseline {model}")
+    elif dry_run:
+        say("dry run: no weights were loaded and nothing was written")
+    else:
+        say("nothing was written: -o FILE.safetensors writes the converted model")
+
+
+def _groups(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UsageError(f"--groups takes a number or auto, not {text!r}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    pattern, equals, target = text.rpartition("=")
+    if not equals or not pattern or not target:
+        raise UsageError(f"--set takes GLOB=TARGET, as in --set 'layer4.*=ln', not {text!r}")
+    return pattern, target
+
+
+def _show(plan: ConversionPlan, each_site: bool) -> None:
+    if each_site:
+        header = ("layer", "from", "channels", "status", "to", "groups", "whitening", "reason")
+        print_table(
+            header,
+            [
+                (d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason)
+                for d in plan.decisions
+            ],
+        )
+    else:
+        alike: Counter[tuple[Any, ...]] = Counter(
+            (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason)) for d in plan.decisions
+        )
+        print_table(
+            ("sites", "from", "status", "to", "groups", "whitening", "reason"),
+            [(number, *key) for key, number in alike.most_common()],
+        )
+    counts = ", ".join(f"{number} {state}" for state, number in plan.counts.items())
+    out().print(f"{plan.model} → {plan.target}: {counts}", markup=False, soft_wrap=True)
+
+
+def _gist(reason: str | None) -> str | None:
+    """A reason short enough to be shared by the sites of a group."""
+    if reason and "is also read by" in reason:
+        return "its input has another reader"
+    return reason

@@ -1,0 +1,76 @@
+"""normsurgeon evaluate: how well a model classifies a folder of images, and how closely it follows another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from normsurgeon_cli import options
+from normsurgeon_cli.console import print_json, print_table, progress, say
+
+
+def evaluate(
+    model: options.Model,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="A folder of class folders, demo, digits, or a timm data set (torch/cifar10, hfds/…, wds/…).",
+            show_default=False,
+        ),
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Also measure the agreement with this model.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_images: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False)
+    ] = None,
+    weights: options.Weights = None,
+    random_init: options.RandomInit = False,
+    json: options.Json = False,
+) -> None:
+    """Measure MODEL on images: top-1, top-5, mean loss, images a second."""
+    network = options.load(model, weights, random_init)
+    reference = options.load(baseline) if baseline is not None else None
+    import normsurgeon as ns
+
+    with progress("evaluating") as advance:
+        result = ns.evaluate(
+            network,
+            data,
+            baseline=reference,
+            batch_size=batch_size,
+            max_images=max_images,
+            device=device,
+            on_progress=advance,
+        )
+    document = {**result.to_dict(), "model": model}
+    if json:
+        print_json(document)
+        return
+    rows = [(label, text) for label, text in _lines(document) if text is not None]
+    print_table(("", model), rows)
+    if document["skipped"]:
+        say(f"{document['skipped']} images could not be read and were skipped")
+
+
+def _lines(document: dict) -> list[tuple[str, str | None]]:
+    def percent(key: str) -> str | None:
+        return None if document.get(key) is None else f"{100 * document[key]:.1f} %"
+
+    def number(key: str) -> str | None:
+        return None if document.get(key) is None else f"{document[key]:.4f}"
+
+    return [
+        ("images", str(document["images"])),
+        ("top-1", percent("top1")),
+        ("top-5", percent("top5")),
+        ("mean loss", number("loss")),
+        ("agreement with the baseline", percent("agreement")),
+        ("KL from the baseline (nats)", number("kl")),
+        ("images a second", f"{document['images_per_second']:.1f}"),
+    ]

@@ -1,0 +1,39 @@
+"""normsurgeon inspect: the norm sites of a model, as a table."""
+
+from __future__ import annotations
+
+from normsurgeon_cli import options
+from normsurgeon_cli.console import out, print_json, print_table, say
+
+
+def inspect(model: options.Model, json: options.Json = False) -> None:
+    """List every norm layer of MODEL: its class, what feeds it, and whether that can absorb the whitening.
+
+    The structure does not depend on the weights, so none are downloaded.
+    """
+    import normsurgeon as ns
+
+    inventory = ns.inspect(options.load(model, random_init=True), name=model)
+    if json:
+        print_json(inventory.to_dict())
+        return
+    rows = [
+        (
+            site["name"],
+            site["class"],
+            site["channels"],
+            site["groups"],
+            "×".join(map(str, site["input_shape"][1:])) if site["input_shape"] else None,
+            site["producer"],
+            {True: "yes", False: "no", None: None}[site["foldable"]],
+            site["activation"],
+            site["reason"],
+        )
+        for site in inventory.to_dict()["sites"]
+    ]
+    header = ("layer", "class", "channels", "groups", "input", "producer", "foldable", "activation", "why not")
+    if rows:
+        print_table(header, rows)
+    out().print(f"{model}: {inventory.summary()}", markup=False, soft_wrap=True)
+    for note in inventory.notes:
+        say(note)

@@ -1,0 +1,40 @@
+"""The arguments that several commands share, and the loading that goes with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from normsurgeon.errors import UsageError
+from normsurgeon_cli.console import say, status
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name (resnet50, resnet50.a1_in1k, hf-hub:…), torchvision:NAME, a checkpoint file, "
+        "package.module:callable, or demo.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A state dict to load instead of the published weights.", show_default=False),
+]
+RandomInit = Annotated[bool, typer.Option("--random-init", help="The architecture alone, with random weights.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
+
+
+def load(model: str, weights: Path | None = None, random_init: bool = False) -> nn.Module:
+    """The model, with a spinner and with what was assumed said on standard error."""
+    if weights is not None and random_init:
+        raise UsageError("--weights and --random-init exclude each other: leave one out")
+    with status(f"loading {model} …"):
+        import normsurgeon as ns
+
+        return ns.load(model, weights=weights, pretrained=not random_init, say=say)

@@ -1,0 +1,143 @@
+"""Samples → batches of tensors, images that cannot be read left out and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
+from normsurgeon.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    name: str
+    reason: str
+
+
+class _Prepared(Dataset[Any]):
+    """Samples of a source as (one tensor a transform, label), or as a note that the image cannot be read."""
+
+    def __init__(self, source: ImageSource, transforms: list[Callable[[Image.Image], torch.Tensor]]):
+        self.source = source
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.prepare(self.source[index])
+        except DataError as error:
+            return _Unreadable(self.source.name_of(index), str(error))
+
+    def prepare(self, sample: Sample) -> Any:
+        image, label = sample
+        return [transform(image) for transform in self.transforms], label
+
+
+class _PreparedStream(IterableDataset[Any]):
+    def __init__(self, source: ImageSource, transforms: list[Any], limit: int | None):
+        self.source = source
+        self.prepared = _Prepared(source, transforms)
+        self.limit = limit
+
+    def __iter__(self) -> Iterator[Any]:
+        for count, sample in enumerate(self.source):
+            if count == self.limit:
+                return
+            yield self.prepared.prepare(sample)
+
+
+def _as_they_are(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+class Batches:
+    """A source's images as batches ``(images (N, C, H, W), labels (N,) int64 or None)``.
+
+    source      what to read
+    configs     one pre-processing, or several: ``views()`` then yields each image once per configuration
+    batch_size  images a batch; fewer in the last one, and where images cannot be read
+    max_images  take only so many, spread evenly over the source: its first ones are of its first classes
+    workers     processes that decode; 0: this one
+
+    ``skipped`` holds the names of the images that the last iteration could not read.
+
+    :raises DataError: while iterating, when there is no image that can be read.
+
+    >>> from normsurgeon.data.sources import open_source
+    >>> images, labels = next(iter(Batches(open_source("digits"), DataConfig((3, 32, 32)), batch_size=4)))
+    >>> tuple(images.shape), labels.tolist()
+    ((4, 3, 32, 32), [0, 1, 2, 3])
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *configs: DataConfig,
+        batch_size: int = 32,
+        max_images: int | None = None,
+        workers: int = 0,
+    ):
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+            if value < least:
+                raise UsageError(f"{name}={value} must be at least {least}")
+        if max_images is not None and max_images < 1:
+            raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
+        self.source = source
+        self.batch_size = batch_size
+        self.max_images = max_images
+        self.workers = workers
+        self.skipped: list[str] = []
+        self._transforms = [config.transform() for config in configs or (DataConfig(),)]
+
+    @property
+    def total(self) -> int | None:
+        """How many images will be tried; None for a stream of unknown length."""
+        if self.source.streamed:
+            return self.max_images
+        count = len(self.source)
+        return count if self.max_images is None else min(count, self.max_images)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        for views, labels in self.views():
+            yield views[0], labels
+
+    def views(self) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
+        """Batches as ``(one tensor for each configuration, labels)``."""
+        self.skipped.clear()
+        tried, reason, read = 0, "there is none", 0
+        for samples in self._loader():
+            good = [sample for sample in samples if not isinstance(sample, _Unreadable)]
+            bad = [sample for sample in samples if isinstance(sample, _Unreadable)]
+            tried, read = tried + len(samples), read + len(good)
+            self.skipped += [sample.name for sample in bad]
+            reason = bad[-1].reason if bad else reason
+            if good:
+                views, labels = zip(*good, strict=True)
+                stacked = tuple(torch.stack(view) for view in zip(*views, strict=True))
+                unlabelled = any(label is None for label in labels)
+                yield stacked, None if unlabelled else torch.tensor(labels, dtype=torch.int64)
+        if not read:
+            raise nothing_readable(self.source.name, tried, reason)
+
+    def _loader(self) -> DataLoader[Any]:
+        if self.source.streamed:
+            stream = _PreparedStream(self.source, self._transforms, self.max_images)
+            return DataLoader(stream, self.batch_size, collate_fn=_as_they_are, generator=torch.Generator())
+        count, take = len(self.source), self.total or 0
+        return DataLoader(
+            _Prepared(self.source, self._transforms),
+            self.batch_size,
+            sampler=[number * count // take for number in range(take)],
+            num_workers=self.workers,
+            collate_fn=_as_they_are,
+            generator=torch.Generator(),  # else its seed is drawn from the caller's random state
+        )

@@ -1,0 +1,121 @@
+"""Where samples come from: one small class for each kind of place, all of them numbered but the stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from PIL import Image
+
+from normsurgeon.errors import DataError
+
+Sample = tuple[Image.Image, int | None]
+
+
+def read_image(file: str | os.PathLike[str] | IO[bytes], name: str | None = None) -> Image.Image:
+    """Decode an image, fully, in its own mode.
+
+    :raises DataError: one line with the file's name, for whatever is wrong with it.
+    """
+    name = name or str(file)
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except (
+        Exception
+    ) as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error included
+        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else brief(error)
+        raise DataError(f"{name} cannot be read ({what}); try opening it in a viewer") from error
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files; ``labels`` may be None; ``root`` is what their names are told relative to."""
+
+    paths: list[str]
+    labels: list[int] | None
+    root: str | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        return read_image(self.paths[index]), self.labels[index] if self.labels is not None else None
+
+    def name_of(self, index: int) -> str:
+        """The file's path below ``root``."""
+        path = self.paths[index]
+        return os.path.relpath(path, self.root) if self.root else os.path.basename(path)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Grey images (N, H, W) uint8 in memory, with labels (N,)."""
+
+    images_NHW: Any
+    labels: Any
+
+    def __len__(self) -> int:
+        return len(self.images_NHW)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Image.fromarray(self.images_NHW[index]), int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A torchvision dataset of (PIL image, target), or a timm reader of (open file, target)."""
+
+    name: str
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            image, target, *_ = self.dataset[index]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{self.name}[{index}] cannot be read ({brief(error)}); try another split"
+            ) from error
+        if not isinstance(image, Image.Image):
+            image = read_image(image, f"{self.name}[{index}]")
+        return image, _label(target, self.name)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One of timm's iterable datasets of (PIL image, target)."""
+
+    name: str
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for image, target, *_ in self.dataset:
+            yield image, _label(target, self.name)
+
+
+def _label(target: Any, name: str) -> int | None:
+    if target is None or isinstance(target, bool):
+        return None
+    try:
+        number = int(target)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{name} has targets like {str(target)[:40]!r}, which are no class numbers; "
+            "try a classification data set"
+        ) from error
+    return number if number >= 0 else None  # -1 is timm's sign for no label
+
+
+def brief(error: BaseException) -> str:
+    """An error in one short line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:140]}{'…' if len(text) > 140 else ''}"

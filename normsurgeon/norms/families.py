@@ -1,0 +1,31 @@
+"""Which kind of norm a layer is, for counting."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from normsurgeon.norms.layers import ChannelAffine, LayerNormC, RmsNormC, RmsNormChw
+from normsurgeon.norms.sources import is_batch_norm
+
+
+def family_of(module: nn.Module) -> str | None:
+    """The norm's family by name, or None for a layer that is no norm.
+
+    >>> from timm.layers import GroupNorm1, RmsNorm
+    >>> [family_of(m) for m in (nn.BatchNorm1d(4), GroupNorm1(4), nn.LayerNorm(4), RmsNorm(4), nn.ReLU())]
+    ['BatchNorm', 'GroupNorm', 'LayerNorm', 'RmsNorm', None]
+    """
+    if is_batch_norm(module):
+        return "BatchNorm"
+    if isinstance(module, nn.GroupNorm):
+        return "GroupNorm"
+    if isinstance(module, (nn.LayerNorm, LayerNormC)):
+        return "LayerNorm"
+    if isinstance(module, _InstanceNorm):
+        return "InstanceNorm"
+    if isinstance(module, (RmsNormChw, RmsNormC)) or type(module).__name__.lower().startswith("rmsnorm"):
+        return "RmsNorm"
+    if isinstance(module, ChannelAffine):
+        return "affine"
+    return None

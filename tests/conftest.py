@@ -1,0 +1,68 @@
+"""What several test files share: randomised networks, the real images, a small set of architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from normsurgeon.norms.sources import is_batch_norm
+
+torch.set_num_threads(2)
+
+IMAGENET_SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample() -> Path:
+    if not IMAGENET_SAMPLE.is_dir():
+        pytest.skip(f"the real images are not here ({IMAGENET_SAMPLE.name})")
+    return IMAGENET_SAMPLE
+
+
+def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every batch norm statistics and an affine far from the trivial ones, in place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+    with torch.no_grad():
+        for module in model.modules():
+            if not is_batch_norm(module):
+                continue
+            if module.running_mean is not None:
+                module.running_mean.copy_(uniform(module.running_mean, -1, 1))
+                module.running_var.copy_(uniform(module.running_var, 0.3, 3))
+            if module.weight is not None:
+                module.weight.copy_(uniform(module.weight, 0.5, 1.5))
+                module.bias.copy_(uniform(module.bias, -0.5, 0.5))
+    return model
+
+
+class ConvNet(nn.Module):
+    """A small network with a foldable norm, one whose producer is read twice, and one after an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.bn3 = nn.BatchNorm2d(32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        y = self.conv2(x)
+        z = self.bn3(self.bn2(y) + y)
+        return self.head(z.mean((2, 3)))
+
+
+@pytest.fixture
+def convnet() -> ConvNet:
+    torch.manual_seed(0)
+    return randomise_(ConvNet()).eval()

@@ -1,0 +1,158 @@
+"""The algebra under the conversion, as properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ConvNet, randomise_
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import normsurgeon as ns
+from normsurgeon.norms import catalogue
+from normsurgeon.norms.layers import LayerNormC, RmsNormC, RmsNormChw
+from normsurgeon.surgery.whitening import Affine, Moments, compose, fold_, matching_affine
+
+PRODUCERS = [
+    lambda bias, groups: nn.Conv1d(4, 8, 3, bias=bias, groups=groups),
+    lambda bias, groups: nn.Conv2d(4, 8, 3, padding=1, bias=bias, groups=groups),
+    lambda bias, groups: nn.Conv2d(4, 8, 3, padding=2, padding_mode="reflect", bias=bias, groups=groups),
+    lambda bias, groups: nn.Conv3d(4, 8, 2, bias=bias, groups=groups),
+    lambda bias, groups: nn.ConvTranspose1d(4, 8, 3, bias=bias, groups=groups),
+    lambda bias, groups: nn.ConvTranspose2d(4, 8, 3, stride=2, bias=bias, groups=groups),
+    lambda bias, groups: nn.ConvTranspose3d(4, 8, 2, bias=bias, groups=groups),
+    lambda bias, groups: nn.Linear(4, 8, bias=bias),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    make=st.sampled_from(PRODUCERS),
+    bias=st.booleans(),
+    groups=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 2**16),
+)
+def test_folding_an_affine_into_any_producer_is_exact(make, bias, groups, seed):
+    torch.manual_seed(seed)
+    producer = make(bias, groups).double()
+    rank = {nn.Linear: 0, nn.Conv1d: 1, nn.ConvTranspose1d: 1, nn.Conv3d: 3, nn.ConvTranspose3d: 3}.get(
+        type(producer), 2
+    )
+    x = torch.randn(2, 4, *[6] * rank, dtype=torch.float64)
+    affine = Affine(torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64))
+    shape = (1, -1, *[1] * rank)
+    expected = producer(x) * affine.scale.view(shape) + affine.shift.view(shape)
+    fold_(producer, affine)
+    torch.testing.assert_close(producer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_bias_gained_by_folding_trains_exactly_when_the_weight_does(trainable):
+    producer = nn.Conv2d(3, 4, 1, bias=False).requires_grad_(trainable)
+    fold_(producer, Affine(torch.ones(4).double(), torch.ones(4).double()))
+    assert producer.bias.requires_grad is trainable
+    assert producer.bias.dtype == producer.weight.dtype
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["gn", "ln", "in", "rms"]),
+    groups=st.sampled_from([1, 2, 4]),
+    softening=st.sampled_from([None, 0.3, 3.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, groups, softening, seed):
+    """When a sample's own channel moments equal the running ones, T with the solved affine is the batch norm."""
+    generator = torch.Generator().manual_seed(seed)
+    target, channels, eps = catalogue.TARGETS[name], 8, 1e-3
+    groups = {"gn": groups, "in": channels}.get(name, 1)
+    x = torch.randn(1, channels, 5, 5, generator=generator, dtype=torch.float64) * 3 + 2
+    moments = Moments(x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
+    wanted = Affine(
+        torch.randn(channels, generator=generator, dtype=torch.float64),
+        torch.randn(channels, generator=generator, dtype=torch.float64),
+    )
+    affine, layer_eps = matching_affine(wanted, moments, target, groups, eps, softening)
+    spec = catalogue.LayerSpec(
+        channels, groups, layer_eps, True, 4, None, None, torch.device("cpu"), torch.float64
+    )
+    layer = target.build(spec)
+    with torch.no_grad():
+        layer.weight.copy_(affine.scale)
+        layer.bias.copy_(affine.shift)
+    expected = x * wanted.scale.view(1, -1, 1, 1) + wanted.shift.view(1, -1, 1, 1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_on_whitened_input_gamma_and_beta_are_copied():
+    whitened = Moments(torch.zeros(8).double(), torch.ones(8).double())
+    wanted = Affine(torch.randn(8).double(), torch.randn(8).double())
+    affine, _ = matching_affine(wanted, whitened, catalogue.TARGETS["gn"], 2, 0.0, None)
+    torch.testing.assert_close(affine.scale, wanted.scale)
+    torch.testing.assert_close(affine.shift, wanted.shift)
+
+
+def test_softening_grows_gamma_by_sqrt_one_plus_eps():
+    whitened = Moments(torch.zeros(8).double(), torch.ones(8).double())
+    wanted = Affine(torch.ones(8).double(), torch.zeros(8).double())
+    affine, eps = matching_affine(wanted, whitened, catalogue.TARGETS["ln"], 1, 1e-5, 3.0)
+    assert eps == pytest.approx(3.0)
+    torch.testing.assert_close(affine.scale, torch.full((8,), 2.0).double())
+
+
+def test_composing_affines_is_applying_one_after_the_other():
+    outer, inner = (Affine(torch.randn(5), torch.randn(5)) for _ in range(2))
+    x = torch.randn(5)
+    both = compose(outer, inner)
+    torch.testing.assert_close(
+        both.scale * x + both.shift, outer.scale * (inner.scale * x + inner.shift) + outer.shift
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (3, 32, 7), (3, 32, 5, 4), (3, 32, 2, 3, 4)])
+def test_ln_is_layer_norm_over_all_of_a_sample(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    spec = catalogue.LayerSpec(32, 1, 1e-5, True, len(shape), None, None, torch.device("cpu"), torch.float64)
+    flat = x.flatten(1)
+    expected = (flat - flat.mean(1, True)) / torch.sqrt(flat.var(1, unbiased=False, keepdim=True) + 1e-5)
+    torch.testing.assert_close(catalogue.TARGETS["ln"].build(spec)(x), expected.view(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (3, 8, 7), (3, 8, 5, 4), (3, 8, 2, 3, 4)])
+@pytest.mark.parametrize("name", ["ln2d", "rms2d", "rms"])
+def test_norms_of_any_rank_equal_their_formula(name, shape):
+    x = torch.randn(shape, dtype=torch.float64) + 1
+    spec = catalogue.LayerSpec(8, 1, 1e-3, True, len(shape), None, None, torch.device("cpu"), torch.float64)
+    layer = catalogue.TARGETS[name].build(spec)
+    axes = tuple(range(1, x.ndim)) if name == "rms" else (1,)
+    centred = x - x.mean(axes, True) if name == "ln2d" else x
+    expected = centred / torch.sqrt(centred.square().mean(axes, True) + 1e-3)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("cls", [RmsNormChw, RmsNormC, LayerNormC])
+def test_own_layers_keep_half_precision(cls):
+    layer = cls(8, dtype=torch.bfloat16)
+    x = (torch.randn(2, 8, 4, 4) * 300).to(torch.bfloat16)
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("target", sorted(catalogue.TARGETS))
+def test_a_converted_samples_output_does_not_depend_on_its_neighbours(target):
+    model = ns.convert(randomise_(ConvNet()), to=target).model.double().train()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(channels=st.integers(1, 4096))
+def test_auto_groups_divide_and_leave_sixteen_channels(channels):
+    groups = catalogue.auto_groups(channels)
+    assert channels % groups == 0
+    assert groups <= 32
+    assert groups == 1 or channels // groups >= 16
+    better = [g for g in range(groups + 1, 33) if channels % g == 0 and channels // g >= 16]
+    assert not better, "more groups would have fitted"

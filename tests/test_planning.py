@@ -1,0 +1,191 @@
+"""Plans: one reasoned decision a site, frozen, printable, editable, JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+from conftest import ConvNet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import normsurgeon as ns
+from normsurgeon.errors import CheckpointError, ConversionError, PatternError, TargetError
+from normsurgeon.graph.sites import NormSite
+from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.surgery.planning import LEAST_ELEMENTS, ConversionPlan, Request, decide
+
+
+def test_every_batch_norm_has_one_decision_with_a_whitening():
+    plan = ns.plan(ConvNet(), to="gn")
+    assert [(d.name, d.status, d.target, d.groups, d.whitening) for d in plan.decisions] == [
+        ("bn1", "converted", "gn", 2, "fold"),
+        ("bn2", "converted", "gn", 2, "affine"),
+        ("bn3", "converted", "gn", 2, "affine"),
+    ]
+    assert plan.decisions[1].reason == "conv2's output is also read by add"
+
+
+def test_the_catalogue_and_its_names_agree():
+    assert tuple(ns.TARGETS) == TARGET_NAMES
+
+
+def test_planning_and_printing_leave_the_model_alone(convnet):
+    before = {k: v.clone() for k, v in convnet.state_dict().items()}
+    text = str(ns.plan(convnet, to="gn"))
+    assert text.splitlines()[0] == "ConvNet → gn: 3 converted, 0 kept, 0 refused"
+    assert text.splitlines()[2].split()[:8] == ["bn1", "BatchNorm2d", "32", "converted", "gn", "2", "fold"]
+    assert all(torch.equal(v, before[k]) for k, v in convnet.state_dict().items())
+
+
+@pytest.mark.parametrize("target", TARGET_NAMES)
+def test_a_plan_survives_json(target):
+    plan = ns.plan(timm.create_model("test_efficientnet"), to=target, keep=["conv_stem*", "bn1"][1:])
+    assert ConversionPlan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign"):
+        ns.plan(ConvNet(), to="gn").model = "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("no json", "this is not a plan: Expecting value"),
+        ("[]", "a JSON object was expected"),
+        ('{"format": 99}', "format 99, and this version reads format 1"),
+        ('{"format": 1, "model": "x"}', "this plan is damaged: KeyError 'request'"),
+    ],
+)
+def test_a_damaged_plan_is_an_error(text, match):
+    with pytest.raises(CheckpointError, match=match):
+        ConversionPlan.from_json(text)
+
+
+def test_keep_is_stronger_than_set_and_the_last_set_wins():
+    plan = ns.plan(ConvNet(), to="gn", keep=["bn3"], set=[("bn*", "ln"), ("bn2", "gn:8")])
+    assert [(d.target, d.groups, d.status) for d in plan.decisions] == [
+        ("ln", None, "converted"),
+        ("gn", 8, "converted"),
+        (None, None, "kept"),
+    ]
+
+
+def test_a_plan_is_edited_by_making_a_new_one():
+    plan = ns.plan(ConvNet(), to="gn")
+    edited = plan.keep("bn1").set("bn2", "rms").set("bn3", "gn", groups=4)
+    assert [d.target for d in edited.decisions] == [None, "rms", "gn"]
+    assert edited.decisions[2].groups == 4
+    assert [d.target for d in plan.decisions] == ["gn", "gn", "gn"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ns.plan(ConvNet(), to="gn", keep=["layer9.*"]),
+        lambda: ns.plan(ConvNet(), to="gn", set={"layer9.*": "ln"}),
+        lambda: ns.plan(ConvNet(), to="gn").keep("layer9.*"),
+    ],
+)
+def test_a_glob_that_matches_nothing_lists_what_was_there(call):
+    with pytest.raises(PatternError, match=r"'layer9\.\*' matches no norm layer; there are: bn1, bn2, bn3$"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"to": "groupnorm"}, "unknown target norm 'groupnorm'; choose one of: gn, ln, ln2d, in, rms"),
+        ({"to": "gn", "groups": 5}, "5 groups do not divide the 32 channels of bn1; try groups auto, or --set"),
+        ({"to": "gn", "groups": 0}, "groups must be at least 1, not 0"),
+        ({"to": "gn", "groups": "many"}, "groups must be a number or 'auto', not 'many'"),
+        ({"to": "ln", "groups": 4}, "groups=4 belongs to the target gn, and the target is ln"),
+        ({"to": "gn", "eps": -1.0}, r"eps must be positive, not -1\.0"),
+        ({"to": "gn", "set": {"bn1": "gn:x"}}, "'gn:x' the part after the colon is a number of groups"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_one_clear_line(settings, match):
+    with pytest.raises(TargetError, match=match):
+        ns.plan(ConvNet(), **settings)
+
+
+def test_a_model_without_batch_norm_is_an_error():
+    with pytest.raises(ConversionError, match="Sequential has no BatchNorm layer: there is nothing to convert"):
+        ns.plan(nn.Sequential(nn.Linear(3, 4)), to="gn")
+
+
+class Pooled(nn.Module):
+    """A batch norm after global pooling, as EfficientNet-like heads and self-supervised projectors have it."""
+
+    def __init__(self, channels: int, keepdim: bool) -> None:
+        super().__init__()
+        self.conv, self.keepdim = nn.Conv2d(3, channels, 1), keepdim
+        self.bn = nn.BatchNorm2d(channels) if keepdim else nn.BatchNorm1d(channels)
+
+    def forward(self, x):
+        return self.bn(self.conv(x).mean((2, 3), keepdim=self.keepdim))
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize(
+    ("target", "groups", "expected"),
+    [
+        ("in", None, ("affine", None, "1 element a group would be too few (under 8): affine instead")),
+        ("gn", 16, ("gn", 8, "4 elements a group would be too few (under 8): 8 groups instead; follows mean")),
+        ("gn", None, ("gn", 4, "follows mean")),
+        ("ln", None, ("ln", None, "follows mean")),
+    ],
+)
+def test_the_guard_keeps_norms_off_too_few_elements(keepdim, target, groups, expected):
+    plan = ns.plan(Pooled(64, keepdim), to=target, groups=groups or "auto")
+    decision = plan.decisions[0]
+    assert (decision.target, decision.groups, decision.reason) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    channels=st.integers(1, 512),
+    side=st.integers(1, 9),
+    target=st.sampled_from(TARGET_NAMES),
+    foldable=st.booleans(),
+    statistics=st.booleans(),
+)
+def test_no_decision_leaves_a_norm_with_too_few_elements(channels, side, target, foldable, statistics):
+    site = NormSite(
+        name="bn",
+        class_name="BatchNorm2d",
+        channels=channels,
+        eps=1e-5,
+        input_shape=(2, channels, side, side),
+        has_statistics=statistics,
+        foldable=foldable,
+        producer="conv" if foldable else None,
+    )
+    decision = decide(site, Request(target))
+    assert decision.status == "converted" or (decision.status == "refused" and not statistics)
+    if decision.target in ("gn", "in"):
+        assert channels % decision.groups == 0
+        assert channels // decision.groups * side * side >= LEAST_ELEMENTS
+    if decision.target in ("ln2d", "rms2d"):
+        assert channels >= LEAST_ELEMENTS
+    if decision.whitening == "fold":
+        assert foldable
+
+
+def test_notes_say_when_shapes_are_unknown():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return self.bn(x)
+
+    plan = ns.plan(Odd(), to="gn")
+    assert plan.notes == ("shapes are unknown: the input's shape is unknown: pass example_input",)
+    assert json.loads(plan.to_json())["notes"]
