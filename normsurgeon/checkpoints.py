@@ -1,29 +1,29 @@
 """Saving a converted model and getting it back: architecture, plans, history and weights in one file.
 
-``.safetensors``: the tensors, and in the header one JSON text under ``normsurgeon``. ``.pt``: a dict of plain types
-with ``state_dict`` and ``normsurgeon``. Reading never runs code from a file.
+``.safetensors``: the tensors, and in the header one JSON text under ``normsurgeon``. ``.pt``: a dict of plain
+types with ``state_dict`` and ``normsurgeon``. Reading runs no code from a file, nor any that it names.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from normsurgeon.architectures import ModelSource, build
-from normsurgeon.errors import CheckpointError, UsageError
+from normsurgeon.architectures import DEMO, HUB_PREFIXES, ModelSource, build, timm_source_of
+from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
 from normsurgeon.surgery.planning import ConversionPlan
 from normsurgeon.surgery.rewriting import Conversion, convert_
-from normsurgeon.weights import StateDict, fit, read_file, write_atomically, write_safetensors
+from normsurgeon.weights import KEY, StateDict, check_writable, fit, write_atomically, write_safetensors
 
 FORMAT = 1
-KEY = "normsurgeon"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Origin:
         """
         if header.get("format") != FORMAT:
             raise CheckpointError(
-                f"{where} has checkpoint format {header.get('format')!r}, and this version reads format {FORMAT}; "
-                "try: pip install --upgrade normsurgeon"
+                f"{where} has checkpoint format {header.get('format')!r}, and this version reads format "
+                f"{FORMAT}; try: pip install --upgrade normsurgeon"
             )
         try:
             source = header["source"]
@@ -72,21 +72,20 @@ class Origin:
                 history=tuple(header["history"]),
                 data=header["data"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{where}: the header is damaged ({type(error).__name__} {error})") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
+            raise CheckpointError(
+                f"{where}: the header is damaged ({type(error).__name__} {error})"
+            ) from error
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """What is known of a model's origin; for a timm model made elsewhere, what its own configuration tells."""
+    """What is known of a model's origin; of a timm model made elsewhere, what its configuration tells."""
     found = getattr(model, "_normsurgeon_origin", None)
     if isinstance(found, Origin):
         return found
-    config = getattr(model, "pretrained_cfg", None) or {}
-    name = config.get("architecture") if isinstance(config, dict) else getattr(config, "architecture", None)
-    if name and type(model).__module__.startswith("timm."):
-        kwargs = {"num_classes": model.num_classes} if hasattr(model, "num_classes") else {}
-        return Origin(ModelSource("timm", str(name), kwargs))
-    return Origin(None)
+    return Origin(timm_source_of(model) if type(model).__module__.startswith("timm.") else None)
 
 
 def remember(model: nn.Module, origin: Origin) -> nn.Module:
@@ -95,8 +94,15 @@ def remember(model: nn.Module, origin: Origin) -> nn.Module:
     return model
 
 
-def save(result: Conversion | nn.Module, path: str | os.PathLike[str]) -> Path:
+def save(
+    result: Conversion | nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Path:
     """Write a conversion (or a model) to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``. Atomic.
+
+    ``say`` is told, in one line, when ``load`` will need more than the file; default: ``warnings.warn``.
 
     :raises UsageError: another file ending.
     :raises CheckpointError: when the file cannot be written; what stood there is untouched.
@@ -113,19 +119,76 @@ def save(result: Conversion | nn.Module, path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{path}: the ending says the format, and must be .safetensors, .pt or .pth")
     if isinstance(result, Conversion):
         model, origin = result.model, origin_of(result.model)
-        origin = Origin(
-            origin.source, (*origin.plans, result.plan), (*origin.history, *result.history), origin.data
+        origin = replace(
+            origin,
+            plans=(*origin.plans, result.plan),
+            history=(*origin.history, *result.history),
         )
     else:
         model, origin = result, origin_of(result)
-    header = origin.to_dict()
+    check_writable(path)
+    origin = _rebuildable(model, origin, str(path), say)
+    try:
+        text = json.dumps(origin.to_dict())
+    except TypeError as error:
+        raise CheckpointError(f"cannot write {path}: the history is not of plain types ({error})") from error
     state = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     if path.suffix == ".safetensors":
-        text = json.dumps(header)
         write_atomically(path, lambda temporary: write_safetensors(temporary, state, {KEY: text}))
     else:
-        write_atomically(path, lambda temporary: torch.save({"state_dict": state, KEY: header}, temporary))
+        write_atomically(
+            path, lambda temporary: torch.save({"state_dict": state, KEY: json.loads(text)}, temporary)
+        )
     return path
+
+
+def _rebuildable(model: nn.Module, origin: Origin, where: str, say: Callable[[str], None]) -> Origin:
+    """The origin, with a source that does give back ``model``'s layers, or with none."""
+    own, guessed = origin.source, timm_source_of(model)
+    if own is not None and own.kind == "callable" and _is_plain(own.kwargs):
+        return origin
+    # A hub id needs the network each time; the timm name of the same architecture does not.
+    candidates = (guessed, own) if own is not None and own.name.startswith(HUB_PREFIXES) else (own, guessed)
+    for source in candidates:
+        if source is not None and _is_plain(source.kwargs) and _gives(source, origin.plans, model):
+            return replace(origin, source=source)
+    if own is not None:
+        say(
+            f"{where}: the model's layers are not those of {own.name} (changed by hand, or the .model of a "
+            "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
+        )
+    return replace(origin, source=None)
+
+
+def _is_plain(kwargs: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(dict(kwargs))
+    except TypeError:
+        return False
+    return True
+
+
+def _gives(source: ModelSource, plans: tuple[ConversionPlan, ...], model: nn.Module) -> bool:
+    """Whether making ``source`` and replaying the plans comes out at ``model``'s layers. Needs no memory."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            rebuilt = build(source)
+            for plan in plans:
+                rebuilt = convert_(rebuilt, plan).model
+    except NormSurgeonError:
+        return False
+    except (RuntimeError, NotImplementedError):
+        return True  # an architecture that cannot be made without memory: nothing speaks against it
+    return _layers(rebuilt) == _layers(model)
+
+
+def _layers(model: nn.Module) -> tuple[Any, ...]:
+    """Every layer's class and settings, and every tensor's shape; dropout aside, a matter of training."""
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    if isinstance(model, fx.GraphModule):
+        return (shapes,)
+    layers = {k: (type(m).__name__, m.extra_repr()) for k, m in model.named_modules()}
+    return shapes, {k: layer for k, layer in layers.items() if not layer[0].startswith("Drop")}
 
 
 def header_of(rest: Mapping[str, Any], where: str) -> Origin | None:
@@ -143,27 +206,36 @@ def header_of(rest: Mapping[str, Any], where: str) -> Origin | None:
     return Origin.from_dict(header, where)
 
 
-def rebuild(
-    state: StateDict, origin: Origin, where: str, model: nn.Module | None, say: Callable[[str], None]
-) -> nn.Module:
-    """The model of a checkpoint: make the architecture, replay the plans, load strictly.
+def architecture_of(origin: Origin, where: str) -> nn.Module:
+    """The batch norm network that a checkpoint's plans start from, with random weights.
 
-    :raises CheckpointError: when the architecture is not known, or the tensors do not fit.
+    :raises CheckpointError: when the file does not say, or names a callable: a file must not run code.
     """
-    if model is None:
-        if origin.source is None:
-            raise CheckpointError(
-                f"{where} was saved from a model made by hand, and its architecture is not in the file; "
-                "try: normsurgeon.load(path, model=the BatchNorm model)"
-            )
-        model = build(origin.source)
-    else:
-        from normsurgeon.surgery.replacing import copy_model
+    source = origin.source
+    if source is None:
+        raise CheckpointError(
+            f"{where} was saved from a model made by hand, and its architecture is not in the file; "
+            "try: normsurgeon.load(path, model=the BatchNorm model)"
+        )
+    if source.kind == "callable" and source.name != DEMO:
+        raise CheckpointError(
+            f"{where} was made from {source.name}, which is code, and a file does not decide what code runs; "
+            f"try: {source.name} --weights {where} (in Python: load({source.name!r}, weights=path))"
+        )
+    return build(source)
 
-        model, _ = copy_model(model, None)
+
+def rebuild(
+    state: StateDict, origin: Origin, where: str, model: nn.Module, say: Callable[[str], None]
+) -> nn.Module:
+    """Replay a checkpoint's plans on ``model``, in place, and load strictly.
+
+    :raises CheckpointError: when the tensors do not fit.
+    :raises ConversionError: when the plans were made for another architecture.
+    """
     for plan in origin.plans:
-        model = convert_(model, plan).model
+        model = convert_(model, plan, values=False).model
     fit(model, state, where, say)
-    if origin.data and not hasattr(model, "pretrained_cfg"):
-        model.pretrained_cfg = dict(origin.data)
-    return remember(model, origin)
+    if origin.data:
+        model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]
+    return remember(model, origin).eval()

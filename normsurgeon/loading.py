@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from normsurgeon.architectures import ModelSource, build
-from normsurgeon.checkpoints import Origin, header_of, rebuild, remember
+from normsurgeon.architectures import HUB_PREFIXES, ModelSource, build, settled
+from normsurgeon.checkpoints import Origin, architecture_of, header_of, origin_of, rebuild, remember
 from normsurgeon.errors import CheckpointError, UsageError
-from normsurgeon.weights import StateDict, fit, read_file
+from normsurgeon.surgery.replacing import copy_model
+from normsurgeon.weights import StateDict, read_file
 
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 
@@ -33,9 +35,9 @@ def load(
     spec        a timm name (``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:timm/…``), ``torchvision:resnet50``,
                 ``package.module:callable``, ``demo``, or a checkpoint file
     pretrained  False: the architecture with random weights
-    weights     a state dict file to load instead of the published weights
+    weights     a file of weights to load instead of the published ones; a checkpoint's plans are replayed
     model       for a checkpoint file that names no architecture: the model to load into (a copy is)
-    say         is told, in one line, of what was assumed (tensors matched in order); default: ``warnings.warn``
+    say         is told, in one line, of what was assumed (tensors matched in order); default: a warning
     kwargs      go to the constructor (``num_classes=10``, ``in_chans=1``)
 
     :raises LoadingError: an unknown name.
@@ -51,43 +53,48 @@ def load(
             raise UsageError(f"{spec} is a file of weights already: leave out weights={weights}")
         return _from_file(Path(spec), model, say, kwargs)
     source = ModelSource.parse(os.fspath(spec), **kwargs)
-    loaded = build(source, pretrained=pretrained and weights is None)
-    if weights is not None:
-        state, _ = read_file(weights)
-        fit(loaded, state, str(weights), say)
-    return remember(loaded, Origin(source, data=_data_of(loaded, source)))
+    if weights is None:
+        loaded = build(source, pretrained=pretrained)
+        return remember(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
+    state, rest = read_file(weights)
+    loaded = build(source)
+    origin = header_of(rest, str(weights)) or Origin(source, data=_data_of(loaded, source))
+    return rebuild(state, replace(origin, source=source), str(weights), loaded, say)
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
+    """A path, by its type, its ending, its slashes, or by being there."""
     text = os.fspath(spec)
-    if isinstance(spec, os.PathLike) or text.endswith(_FILE_ENDINGS):
+    if isinstance(spec, os.PathLike) or os.path.isfile(text):
         return True
-    return os.path.isfile(text)
+    return ":" not in text and (text.endswith(_FILE_ENDINGS) or "/" in text or os.sep in text)
 
 
 def _from_file(
     path: Path, model: nn.Module | None, say: Callable[[str], None], kwargs: dict[str, Any]
 ) -> nn.Module:
+    where = str(path)
     state, rest = read_file(path)
-    origin = header_of(rest, str(path))
-    if origin is not None:
-        return rebuild(state, origin, str(path), model, say).eval()
+    origin = header_of(rest, where)
     if model is not None:
-        return rebuild(state, Origin(None), str(path), model, say).eval()
+        base, _ = copy_model(model, None)
+        if origin is None:
+            return remember(rebuild(state, Origin(None), where, base, say), origin_of(model))
+        return rebuild(state, origin, where, base, say)
+    if origin is not None:
+        return rebuild(state, origin, where, architecture_of(origin, where), say)
     name = _architecture(path, rest)
     if name is None:
         raise CheckpointError(
             f"{path} holds weights but does not say of which architecture; "
-            f"try the architecture's name with --weights {path} (in Python: load(name, weights=…))"
+            f"try: the architecture's name with --weights {path} (in Python: load(name, weights=…))"
         )
-    source = ModelSource("timm", name, {**_classes(name, state), **kwargs})
-    loaded = build(source)
-    fit(loaded, state, str(path), say)
-    return remember(loaded, Origin(source))
+    source = ModelSource("timm", name, {**_arguments(name, state), **kwargs})
+    return rebuild(state, Origin(source), where, build(source), say)
 
 
 def _architecture(path: Path, rest: dict[str, Any]) -> str | None:
-    """The timm architecture of a file that normsurgeon did not write: its ``arch`` key, or the file's own name."""
+    """The timm architecture of a file that normsurgeon did not write: its ``arch`` key, or its own name."""
     named = rest.get("arch") or rest.get("architecture") or getattr(rest.get("args"), "model", None)
     if isinstance(named, str) and timm.is_model(named.partition(".")[0]):
         return named.partition(".")[0]
@@ -100,18 +107,23 @@ def _architecture(path: Path, rest: dict[str, Any]) -> str | None:
     return None
 
 
-def _classes(name: str, state: StateDict) -> dict[str, int]:
-    """``num_classes`` as the file's classifier has it."""
-    classifier = timm.get_pretrained_cfg_value(name, "classifier")
-    names = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    for candidate in names:
-        weight = state.get(f"{candidate}.weight")
-        if weight is not None:
-            return {"num_classes": weight.shape[0]}
-    return {}
+def _arguments(name: str, state: StateDict) -> dict[str, int]:
+    """``num_classes`` and ``in_chans`` as the file's first and last layer have them."""
+    arguments: dict[str, int] = {}
+    for key, entry, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
+        paths = timm.get_pretrained_cfg_value(name, entry)
+        for path in paths if isinstance(paths, (tuple, list)) else [paths]:
+            weight = state.get(f"{path}.weight")
+            if weight is not None and weight.ndim > axis:
+                arguments.setdefault(key, weight.shape[axis])
+    return arguments
 
 
 def _data_of(model: nn.Module, source: ModelSource) -> dict[str, Any] | None:
     """The pre-processing, where rebuilding the architecture would not bring it back."""
     config = getattr(model, "pretrained_cfg", None)
-    return dict(config) if source.kind == "callable" and isinstance(config, dict) else None
+    if not isinstance(config, dict) or not (
+        source.kind == "callable" or source.name.startswith(HUB_PREFIXES)
+    ):
+        return None
+    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, list, tuple))}

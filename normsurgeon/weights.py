@@ -199,7 +199,7 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
         code = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if code is None:
             raise CheckpointError(
-                f"{path} is truncated or not a checkpoint ({type(error).__name__})"
+                f"{path} is truncated, or was not written by torch.save ({type(error).__name__})"
             ) from error
         raise CheckpointError(
             f"{path} holds pickled code ({code[1]}), which would run on reading, and is not opened; "
@@ -218,7 +218,7 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
 
 
 def _tensors(path: Path, content: Mapping[Any, Any], foreign: bool) -> StateDict:
-    """The tensors; from a file that normsurgeon did not write, without the prefixes of DDP and torch.compile."""
+    """The tensors; from a file that normsurgeon did not write, without DDP's and torch.compile's prefixes."""
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} holds no tensors, and a state dict was expected")
@@ -254,7 +254,7 @@ def _in_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> StateDi
             return None
         if other in own and other != name:  # a name that both know is not to land elsewhere
             return None
-    return {**own, **{name: state[other] for name, other in pairs.items()}}
+    return {name: state[other] for name, other in pairs.items()}
 
 
 def _counts(key: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +224,7 @@ def test_demo_without_its_packages_says_what_to_install(monkeypatch, spec, missi
 
 
 def test_digits_without_scikit_learn_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r'pip install "normsurgeon\[demo\]"$'):
         open_source("digits")
 
@@ -289,7 +290,7 @@ def test_a_wrong_configuration_is_refused_when_made(values, message):
 def test_a_configuration_is_read_off_the_model():
     model = timm.create_model("test_resnet")
     assert DataConfig.of(model) == DataConfig(
-        (3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.95, "center"
+        (3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.95, "center"
     )
     assert DataConfig.of(nn.Sequential(nn.Conv2d(3, 4, 3))) == DataConfig()  # timm's ImageNet defaults
     own = nn.Sequential(nn.Conv2d(3, 4, 3))
@@ -392,3 +393,12 @@ def test_batches_do_not_touch_the_caller_s_random_state(ten):
 def test_wrong_batch_options_are_refused(ten, options, message):
     with pytest.raises(UsageError, match=message):
         Batches(open_source(ten), SMALL, **options)
+
+
+def test_a_missing_library_behind_a_dataset_name_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
+    with pytest.raises(
+        DataError, match=r"the data set hfds/x .* could not be opened .*; try: pip install datasets$"
+    ):
+        open_source("hfds/x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from normsurgeon.data.batches import Batches
 from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.readers import Files
 from normsurgeon.data.sources import open_source
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.evaluation import evaluate
@@ -321,7 +323,9 @@ def test_real_weights_score_real_images(imagenet_sample):
     names = model.state_dict()
     model.load_state_dict(dict(zip(names, state.values(), strict=True)))  # the same order under other names
     assert DataConfig.of(model).mean == (0.5, 0.5, 0.5)
-    found = evaluate(model, imagenet_sample, max_images=60, batch_size=20)
+    source = open_source(imagenet_sample, classes=1000)
+    first = Files(source.reader.paths[:60], source.reader.labels[:60], source.reader.root)
+    found = evaluate(model, replace(source, reader=first), batch_size=20)
     assert found.images == 60
     assert found.top1 >= 0.85
     assert found.top5 >= 0.93

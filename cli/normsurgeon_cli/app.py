@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -45,6 +46,7 @@ for module in (inspect, convert, evaluate, demo):
 
 def main() -> None:
     """Run the command line; ``--debug`` is taken wherever it stands."""
+    sys.path.append(os.getcwd())  # for package.module:callable; last, so that it shadows nothing installed
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         set_debug(True)

@@ -29,7 +29,9 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # here, where a broken pipe is understood, and not at Python's exit
+            return result
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:

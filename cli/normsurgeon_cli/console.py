@@ -15,9 +15,16 @@ from rich.table import Table
 from normsurgeon.reporting.text import plain_table
 
 
+class _Console(Console):
+    """A console that leaves a broken pipe to the boundary, where rich would leave with exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def out() -> Console:
     """Standard output. Made anew each time, so that a redirected stream is honoured."""
-    return Console(highlight=False)
+    return _Console(highlight=False)
 
 
 def err() -> Console:

@@ -20,30 +20,38 @@ def convert(
     model: options.Model,
     to: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False),
+        typer.Option(
+            metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write: .safetensors, .pt or .pth."),
     ] = None,
     groups: Annotated[
-        str, typer.Option(metavar="N|auto", help="Groups of gn. auto: at most 32, at least 16 channels in each.")
+        str,
+        typer.Option(metavar="N|auto", help="Groups of gn. auto: at most 32, at least 16 channels in each."),
     ] = "auto",
     eps: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Soften the norm towards the fixed affine (see the README).", show_default=False),
+        typer.Option(
+            metavar="E", help="Soften the norm towards the fixed affine (see the README).", show_default=False
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave these batch norms alone. Repeatable.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."),
+        typer.Option(
+            "--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."
+        ),
     ] = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, one line a site; load no weights, write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the plan, one line a site; fetch no weights, write nothing."),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -68,7 +76,7 @@ def convert(
         files.check_writable(output)
     import normsurgeon as ns
 
-    network = options.load(model, weights, random_init or dry_run)
+    network = options.load(model, weights, random_init or (dry_run and weights is None))
     with status("planning …"):
         plan = ns.plan(network, to, name=model, **settings)
     for note in plan.notes:
@@ -78,7 +86,7 @@ def convert(
         with status("converting …"):
             result = ns.convert_(network, plan)
             if output is not None:
-                written = ns.save(result, output)
+                written = ns.save(result, output, say=say)
     if json:
         document = plan.to_dict()
         print_json({**document, "output": str(written) if written else None, "dry_run": dry_run})
@@ -86,9 +94,10 @@ def convert(
     _show(plan, each_site=dry_run)
     if written is not None:
         out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
-        say(f"next: normsurgeon inspect {written}   or   normsurgeon evaluate {written} --data FOLDER --baseline {model}")
+        evaluate = f"normsurgeon evaluate {written} --data FOLDER --baseline {model}"
+        say(f"next: normsurgeon inspect {written}   or   {evaluate}")
     elif dry_run:
-        say("dry run: no weights were loaded and nothing was written")
+        say("dry run: nothing was written")
     else:
         say("nothing was written: -o FILE.safetensors writes the converted model")
 
@@ -114,13 +123,23 @@ def _show(plan: ConversionPlan, each_site: bool) -> None:
         print_table(
             header,
             [
-                (d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason)
+                (
+                    d.name,
+                    d.site.class_name,
+                    d.site.channels,
+                    d.status,
+                    d.target,
+                    d.groups,
+                    d.whitening,
+                    d.reason,
+                )
                 for d in plan.decisions
             ],
         )
     else:
         alike: Counter[tuple[Any, ...]] = Counter(
-            (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason)) for d in plan.decisions
+            (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason))
+            for d in plan.decisions
         )
         print_table(
             ("sites", "from", "status", "to", "groups", "whitening", "reason"),

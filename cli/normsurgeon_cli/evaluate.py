@@ -1,4 +1,4 @@
-"""normsurgeon evaluate: how well a model classifies a folder of images, and how closely it follows another."""
+"""normsurgeon evaluate: how well a model classifies images, and how closely it follows another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="DATA",
-            help="A folder of class folders, demo, digits, or a timm data set (torch/cifar10, hfds/…, wds/…).",
+            help="A folder of class folders, demo, digits, or a timm data set "
+            "(torch/cifar10, hfds/…, wds/…).",
             show_default=False,
         ),
     ],
@@ -27,7 +28,8 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_images: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False)
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
     ] = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
@@ -36,8 +38,12 @@ def evaluate(
     """Measure MODEL on images: top-1, top-5, mean loss, images a second."""
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
+    import torch
+
     import normsurgeon as ns
 
+    if device is None and torch.cuda.is_available():
+        device = "cuda"
     with progress("evaluating") as advance:
         result = ns.evaluate(
             network,

@@ -6,14 +6,14 @@ from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_table, say
 
 
-def inspect(model: options.Model, json: options.Json = False) -> None:
+def inspect(model: options.Model, weights: options.Weights = None, json: options.Json = False) -> None:
     """List every norm layer of MODEL: its class, what feeds it, and whether that can absorb the whitening.
 
     The structure does not depend on the weights, so none are downloaded.
     """
     import normsurgeon as ns
 
-    inventory = ns.inspect(options.load(model, random_init=True), name=model)
+    inventory = ns.inspect(options.load(model, weights, random_init=weights is None), name=model)
     if json:
         print_json(inventory.to_dict())
         return
@@ -31,7 +31,17 @@ def inspect(model: options.Model, json: options.Json = False) -> None:
         )
         for site in inventory.to_dict()["sites"]
     ]
-    header = ("layer", "class", "channels", "groups", "input", "producer", "foldable", "activation", "why not")
+    header = (
+        "layer",
+        "class",
+        "channels",
+        "groups",
+        "input",
+        "producer",
+        "foldable",
+        "activation",
+        "why not",
+    )
     if rows:
         print_table(header, rows)
     out().print(f"{model}: {inventory.summary()}", markup=False, soft_wrap=True)

@@ -188,9 +188,11 @@ def _open_dataset(name: str, root: str | os.PathLike[str] | None, split: str, do
         raise
     except Exception as error:  # every library behind timm's readers has exceptions of its own
         place = f" in {where}" if where else ""
+        way_on = "another split or root, download=True, or a folder of class folders"
+        if isinstance(error, ImportError) and error.name:
+            way_on = f"pip install {error.name}"
         raise DataError(
-            f"the data set {name} (split {split}) could not be opened{place} ({brief(error)}); "
-            "try another split or root, download=True, or a folder of class folders"
+            f"the data set {name} (split {split}) could not be opened{place} ({brief(error)}); try: {way_on}"
         ) from error
     names = getattr(dataset, "classes", None)
     return ImageSource(name, source.reader, first[1] is not None, tuple(map(str, names)) if names else None)

@@ -152,6 +152,8 @@ def _propagate_shapes(traced: TracedModel, dtype: torch.dtype) -> str | None:
         return "the input's shape is unknown: pass example_input"
     handles = []
     for name, module in traced.skeleton.named_modules():
+        if is_batch_norm(module):
+            module.forward = _same  # its output has its input's shape, and on the meta device batch_norm is slow
         if is_batch_norm(module) or isinstance(module, (_ConvNd, nn.Linear)):
             handles.append(module.register_forward_hook(_recorder(traced, name)))
     try:
@@ -168,7 +170,13 @@ def _propagate_shapes(traced: TracedModel, dtype: torch.dtype) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
+        for module in traced.skeleton.modules():
+            module.__dict__.pop("forward", None)
     return None
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def shapes_of(output: Any) -> list[Shape]:

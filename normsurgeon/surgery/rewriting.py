@@ -90,9 +90,13 @@ def convert_(
     to: str | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     example_input: Tensor | None = None,
+    values: bool = True,
     **settings: Any,
 ) -> Conversion:
-    """``convert`` in place: saves the copy's memory, and changes ``model`` and ``optimizer`` themselves."""
+    """``convert`` in place: saves the copy's memory, and changes ``model`` and ``optimizer`` themselves.
+
+    ``values=False`` makes the new structure only, for weights that are loaded into it next.
+    """
     plan = _settled(model, plan, to, example_input, settings)
     modules = _check_fit(model, plan)
     replacements: dict[nn.Module, nn.Module] = {}
@@ -105,7 +109,7 @@ def convert_(
             old = modules[decision.name]
             producer = modules[decision.site.producer] if decision.site.producer and _folds(decision) else None
             had_bias = producer is not None and producer.bias is not None
-            replacements[old] = _converted(old, decision, producer)
+            replacements[old] = _converted(old, decision, producer, values)
             if producer is not None:
                 touched.extend(producer.parameters(recurse=False))
                 if not had_bias:
@@ -161,46 +165,54 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
     return modules
 
 
-def _converted(old: nn.Module, decision: Decision, producer: nn.Module | None) -> nn.Module:
-    """The new layer for one site; folds into the producer, in place, where the plan says so."""
+def _converted(old: nn.Module, decision: Decision, producer: nn.Module | None, values: bool = True) -> nn.Module:
+    """The new layer for one site; folds into the producer, in place, where the plan says so.
+
+    Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
+    """
     reading = sources.read(old)
-    name, groups = decision.target or "", decision.groups or 1
+    if values and not reading.reference.is_meta:
+        affine, eps = _solved(reading, decision, producer)
+    else:
+        affine, eps = None, reading.eps if decision.eps is None else decision.eps
+        if producer is not None:
+            whitening.give_bias_(producer)
     rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
-    if decision.whitening == "exact":
-        whole = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
-        if name == "fold":
-            assert producer is not None
-            whitening.fold_(producer, whole)
-            return _built(reading, name, groups, reading.eps, whole, rank)
-        return _built(reading, name, groups, reading.eps, whole, rank)
+    return _built(reading, decision, eps, affine, rank)
+
+
+def _solved(
+    reading: sources.BatchNormReading, decision: Decision, producer: nn.Module | None
+) -> tuple[whitening.Affine, float]:
+    """The new layer's weight and bias, and its eps; what belongs there goes into the producer."""
     gamma_beta = whitening.gamma_beta(reading)
     if decision.whitening == "none":
-        return _built(reading, name, groups, decision.eps or reading.eps, gamma_beta, rank)
-    moments, wanted = whitening.moments_of(reading), gamma_beta
+        return gamma_beta, reading.eps if decision.eps is None else decision.eps
     white = whitening.whitener(reading)
+    whole = whitening.compose(gamma_beta, white)
+    target = find_target(decision.target or "")
+    if target.exact:
+        if producer is not None:
+            whitening.fold_(producer, whole)
+        return whole, reading.eps
+    moments, wanted = whitening.moments_of(reading), whole
     if producer is not None:
         whitening.fold_(producer, white)
-        moments = white.after(moments)
-    else:
-        wanted = whitening.compose(gamma_beta, white)
-    affine, eps = whitening.matching_affine(
-        wanted, moments, find_target(name), groups, reading.eps, decision.eps
-    )
-    return _built(reading, name, groups, eps, affine, rank)
+        moments, wanted = white.after(moments), gamma_beta
+    return whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
 
 
 def _built(
     reading: sources.BatchNormReading,
-    target: str,
-    groups: int,
+    decision: Decision,
     eps: float,
-    affine: whitening.Affine,
+    affine: whitening.Affine | None,
     rank: int | None,
 ) -> nn.Module:
     reference = reading.reference
     spec = LayerSpec(
         channels=reading.channels,
-        groups=groups,
+        groups=decision.groups or 1,
         eps=eps,
         affine=True,
         rank=rank,
@@ -209,12 +221,13 @@ def _built(
         device=reference.device,
         dtype=reference.dtype,
     )
-    layer = find_target(target).build(spec)
+    layer = find_target(decision.target or "").build(spec)
     trainable = any(t is not None and t.requires_grad for t in (reading.weight, reading.bias))
-    for name, values in (("weight", affine.scale), ("bias", affine.shift)):
+    for name in ("weight", "bias"):
         parameter = layer._parameters.get(name)
         if parameter is not None:
-            parameter.copy_(values)
+            if affine is not None:
+                parameter.copy_(affine.scale if name == "weight" else affine.shift)
             source = getattr(reading, name)
             parameter.requires_grad_(trainable if source is None else source.requires_grad)
     return layer

@@ -69,12 +69,20 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     return Affine(outer.scale * inner.scale, outer.scale * inner.shift + outer.shift)
 
 
+def give_bias_(producer: nn.Module) -> None:
+    """Give a layer without bias one of zeros, in place; it requires a gradient where the weight does."""
+    weight: nn.Parameter = producer.weight  # type: ignore[assignment]
+    if producer.bias is None:
+        channels = weight.shape[1] * producer.groups if isinstance(producer, _ConvTransposeNd) else weight.shape[0]
+        producer.bias = nn.Parameter(weight.new_zeros(channels), requires_grad=weight.requires_grad)
+
+
 def fold_(producer: nn.Module, affine: Affine) -> None:
     """Put ``affine`` behind a convolution or linear layer, in place, by changing its weight and bias.
 
-    A layer without bias gains one, which requires a gradient where the weight does. Exact: zero padding concerns the
-    layer's input, not its output.
+    A layer without bias gains one. Exact: zero padding concerns the layer's input, not its output.
     """
+    give_bias_(producer)
     weight: nn.Parameter = producer.weight  # type: ignore[assignment]
     scale = affine.scale
     if isinstance(producer, _ConvTransposeNd):
@@ -85,14 +93,10 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
         scaled = (wide * factors).reshape(weight.shape)
     else:
         scaled = weight.detach().double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    bias: nn.Parameter | None = producer.bias  # type: ignore[assignment]
-    shift = affine.shift if bias is None else affine.shift + bias.detach().double() * scale
+    bias: nn.Parameter = producer.bias  # type: ignore[assignment]
     with torch.no_grad():
         weight.copy_(scaled)
-        if bias is not None:
-            bias.copy_(shift)
-        else:
-            producer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
+        bias.copy_(bias.double() * scale + affine.shift)
 
 
 def matching_affine(
@@ -116,8 +120,7 @@ def matching_affine(
     M_G = mean_G.mean(1) if target.centres else torch.zeros_like(mean_G[:, 0])
     V_G = (square_G.mean(1) - M_G.square()).clamp(min=0)
     if softening is not None:
-        # On the meta device there is no number to read, and none is needed.
-        eps = softening * (1.0 if V_G.is_meta else max(float(V_G.mean()), torch.finfo(torch.float32).tiny))
+        eps = softening * max(float(V_G.mean()), torch.finfo(torch.float32).tiny)
     width = moments.mean.numel() // pools
     spread = torch.sqrt(V_G + eps).repeat_interleave(width)
     centre = M_G.repeat_interleave(width)

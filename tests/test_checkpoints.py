@@ -1,0 +1,327 @@
+"""Checkpoints: what goes in comes out, and reading runs no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ConvNet, randomise_
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import normsurgeon as ns
+from normsurgeon.checkpoints import Origin, origin_of
+from normsurgeon.errors import CheckpointError, ConversionError, UsageError
+from normsurgeon.norms.names import TARGET_NAMES
+
+ENDINGS = (".safetensors", ".pt")
+
+
+def no_say(message: str) -> None:
+    raise AssertionError(f"nothing was to be said, and this was: {message}")
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_(ns.load("test_resnet", pretrained=False))
+
+
+@pytest.fixture(scope="module")
+def images_NCHW() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def same_function(one: nn.Module, other: nn.Module, images_NCHW: Tensor) -> bool:
+    return torch.equal(one(images_NCHW), other(images_NCHW))
+
+
+def rewrite_header(path: Path, change) -> None:
+    """Change the header of a .safetensors checkpoint, as a bad disk or a later version would."""
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = json.loads(file.metadata()["normsurgeon"])
+    text = change(header)
+    save_file(state, path, metadata={"normsurgeon": text if isinstance(text, str) else json.dumps(header)})
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("to", TARGET_NAMES)
+def test_a_conversion_comes_back_bit_for_bit(resnet, images_NCHW, tmp_path, to: str, ending: str) -> None:
+    result = ns.convert(resnet, to=to, keep=["bn1"])
+    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", say=no_say), say=no_say)
+    assert type(loaded) is type(resnet)
+    assert not loaded.training
+    assert str(loaded) == str(result.model)
+    assert same_function(loaded, result.model, images_NCHW)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_plan_and_the_history_come_back(resnet, tmp_path, ending: str) -> None:
+    result = ns.convert(resnet, to="gn", groups=4, set={"layer4.*": "ln"}, eps=0.5)
+    result.history.append({"event": "calibrated", "images": 128})
+    origin = origin_of(ns.load(ns.save(result, tmp_path / f"net{ending}")))
+    assert origin.plans == (result.plan,)
+    assert origin.history == ({"event": "calibrated", "images": 128},)
+    assert (origin.source.kind, origin.source.name) == ("timm", "test_resnet")
+
+
+def test_converting_a_loaded_conversion_again_replays_both_plans(resnet, images_NCHW, tmp_path) -> None:
+    first = ns.convert(resnet, to="gn", keep=["layer3.*", "layer4.*"])
+    halfway = ns.load(ns.save(first, tmp_path / "first.safetensors"))
+    second = ns.convert(halfway, to="ln")
+    assert second.counts == {"converted": 7, "kept": 0, "refused": 0}
+    loaded = ns.load(ns.save(second, tmp_path / "second.safetensors", say=no_say))
+    assert origin_of(loaded).plans == (first.plan, second.plan)
+    assert same_function(loaded, second.model, images_NCHW)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_graph_module_comes_back_into_the_original(resnet, images_NCHW, tmp_path, ending: str) -> None:
+    result = ns.convert(resnet, to="gn", as_graph=True)
+    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=resnet)
+    assert isinstance(loaded, torch.fx.GraphModule)
+    assert same_function(loaded, result.model, images_NCHW)
+
+
+def test_a_timm_model_made_elsewhere_comes_back_with_its_classes_and_channels(tmp_path) -> None:
+    result = ns.convert(timm.create_model("test_efficientnet", num_classes=3, in_chans=1).eval(), to="rms")
+    loaded = ns.load(ns.save(result, tmp_path / "net.pt", say=no_say))
+    assert same_function(loaded, result.model, torch.randn(2, 1, 64, 64))
+
+
+def test_a_head_that_was_exchanged_comes_back(images_NCHW, tmp_path) -> None:
+    model = ns.load("test_resnet", pretrained=False)
+    model.reset_classifier(3)
+    result = ns.convert(model, to="ln")
+    assert same_function(ns.load(ns.save(result, tmp_path / "net.pt", say=no_say)), result.model, images_NCHW)
+
+
+def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without_them(
+    images_NCHW, tmp_path
+) -> None:
+    """The same tensors would fit, and the function would be another."""
+    dilated = timm.create_model("test_resnet", output_stride=8).eval()
+    result = ns.convert(dilated, to="gn")
+    path = ns.save(result, tmp_path / "net.pt", say=lambda message: None)
+    with pytest.raises(CheckpointError, match="its architecture is not in the file"):
+        ns.load(path)
+    assert same_function(ns.load(path, model=dilated), result.model, images_NCHW)
+
+
+def test_saving_the_model_instead_of_the_conversion_is_said(resnet, images_NCHW, tmp_path) -> None:
+    said, path = [], tmp_path / "net.pt"
+    converted = ns.convert(resnet, to="gn").model
+    ns.save(converted, path, say=said.append)
+    assert said == [
+        f"{path}: the model's layers are not those of test_resnet (changed by hand, or the .model of a conversion "
+        "saved instead of the conversion): loading it takes load(path, model=one built alike)"
+    ]
+    assert same_function(ns.load(path, model=converted), converted, images_NCHW)
+
+
+def test_constructor_arguments_that_are_code_do_not_go_into_the_file(images_NCHW, tmp_path) -> None:
+    model = ns.load("test_resnet", pretrained=False, act_layer=nn.GELU)
+    said = []
+    path = ns.save(ns.convert(model, to="ln"), tmp_path / "net.pt", say=said.append)
+    assert len(said) == 1
+    assert same_function(ns.load(path, model=model), ns.convert(model, to="ln").model, images_NCHW)
+
+
+def test_a_model_made_by_hand_is_loaded_into_the_original(convnet, images_NCHW, tmp_path) -> None:
+    result = ns.convert(convnet, to="gn")
+    path = ns.save(result, tmp_path / "net.safetensors")
+    blank = ConvNet()
+    assert same_function(ns.load(path, model=blank), result.model, images_NCHW)
+    assert isinstance(blank.bn1, nn.BatchNorm2d)
+    with pytest.raises(CheckpointError) as caught:
+        ns.load(path)
+    assert str(caught.value) == (
+        f"{path} was saved from a model made by hand, and its architecture is not in the file; "
+        "try: normsurgeon.load(path, model=the BatchNorm model)"
+    )
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_tied_weights_stay_tied(images_NCHW, tmp_path, ending: str) -> None:
+    class Tied(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv3 = self.conv2
+
+    model = randomise_(Tied()).eval()
+    result = ns.convert(model, to="ln")
+    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=model)
+    assert loaded.conv3 is loaded.conv2
+    assert same_function(loaded, result.model, images_NCHW)
+
+
+def test_a_pt_file_is_of_plain_types(resnet, tmp_path) -> None:
+    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.pt")
+    content = torch.load(path, weights_only=True)
+    assert sorted(content) == ["normsurgeon", "state_dict"]
+    assert content["normsurgeon"]["plan"]["target"] == "gn"
+
+
+def test_the_header_holds_what_the_contract_says(resnet, tmp_path) -> None:
+    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["normsurgeon"])
+    assert header["format"] == 1
+    assert header["source"] == {"kind": "timm", "name": "test_resnet", "kwargs": {}}
+    assert len(header["plan"]["sites"]) == 15
+    assert header["history"] == []
+
+
+# Code in, and named by, a file
+
+
+class Trap:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".bin"])
+def test_a_pickle_with_code_in_it_is_not_run(resnet, tmp_path, ending: str) -> None:
+    path, marker = tmp_path / f"net{ending}", tmp_path / "marker"
+    torch.save({"state_dict": resnet.state_dict(), "hook": Trap(marker)}, path)
+    with pytest.raises(CheckpointError) as caught:
+        ns.load(path)
+    assert str(caught.value) == (
+        f"{path} holds pickled code (posix.system), which would run on reading, and is not opened; "
+        "try: save model.state_dict() alone, or use safetensors"
+    )
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: str) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "trap_nets.py").write_text(
+        f"from pathlib import Path; from conftest import ConvNet\nPath({str(marker)!r}).touch()\nbuild = ConvNet\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = ns.convert(ns.load("trap_nets:build"), to="gn")
+    path = ns.save(result, tmp_path / f"net{ending}")
+    marker.unlink()
+    monkeypatch.delitem(__import__("sys").modules, "trap_nets")
+    with pytest.raises(CheckpointError) as caught:
+        ns.load(path)
+    assert not marker.exists()
+    assert str(caught.value) == (
+        f"{path} was made from trap_nets:build, which is code, and a file does not decide what code runs; "
+        f"try: trap_nets:build --weights {path} (in Python: load('trap_nets:build', weights=path))"
+    )
+    loaded = ns.load("trap_nets:build", weights=path, say=no_say)
+    assert same_function(loaded, result.model, torch.randn(2, 3, 16, 16))
+    assert origin_of(loaded).plans == (result.plan,)
+
+
+# Files that are not, or not wholly, checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.pt", b"", "a.pt is empty: writing or copying it was cut short"),
+        ("a.safetensors", b"", "a.safetensors is empty: writing or copying it was cut short"),
+        ("a.pt", b"hello\n" * 50, "a.pt is not a checkpoint: it begins neither like safetensors nor like torch.save"),
+        ("a.pth", b"\x89PNG\r\n\x1a\n" + bytes(99), "a.pth is not a checkpoint: it begins neither like"),
+        ("a.safetensors", b"hello\n" * 50, "a.safetensors is truncated or not a safetensors file"),
+        ("a.pt", b"\x80\x04]\x94(K\x01K\x02e.", "a.pt is truncated, or was not written by torch.save"),
+    ],
+)  # fmt: skip
+def test_a_foreign_file_is_one_line(tmp_path, name: str, content: bytes, line: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        ns.load(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path}/{line}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [
+        (".safetensors", "is truncated or not a safetensors file"),
+        (".pt", "is truncated, or was not written by"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_file_says_so(resnet, tmp_path, ending: str, line: str, share: float) -> None:
+    path = ns.save(resnet, tmp_path / f"net{ending}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(CheckpointError, match=line):
+        ns.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ([torch.zeros(1)], "holds a list, and a state dict was expected"),
+        ({"epoch": 3}, "holds no tensors, and a state dict was expected"),
+    ],
+)
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, line: str) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=line):
+        ns.load(tmp_path / "a.pt")
+
+
+def test_a_folder_is_no_file(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder, and a file of weights was expected"):
+        ns.load(tmp_path)
+
+
+def damage_request(header: dict) -> None:
+    header["plan"]["request"]["target"] = "groupnorm"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda h: h.update(format=2), "has checkpoint format 2, and this version reads format 1; try: pip install"),
+        (lambda h: h["plan"].update(format=9), "net.safetensors: this plan has format 9, and this version reads"),
+        (lambda h: h.pop("history") and None, r"the header is damaged \(KeyError 'history'\)"),
+        (lambda h: h["source"].update(kind="magic"), r"the header is damaged \(ValueError unknown kind of model"),
+        (lambda h: h["plan"]["sites"][0].pop("site") and None, "net.safetensors: this plan is damaged: KeyError"),
+        (damage_request, r"the header is damaged \(TargetError unknown target"),
+        (lambda h: "{not json", r"the header is damaged \(Expecting property name"),
+        (lambda h: "[1, 2]", r"the header is damaged \(a list\)"),
+    ],
+)  # fmt: skip
+def test_a_damaged_or_newer_header_is_one_line(resnet, tmp_path, change, line: str) -> None:
+    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.safetensors")
+    rewrite_header(path, lambda header: change(header) or None)
+    with pytest.raises(CheckpointError, match=line):
+        ns.load(path)
+
+
+def test_a_checkpoint_given_another_model_says_what_does_not_match(resnet, convnet, tmp_path) -> None:
+    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.safetensors")
+    with pytest.raises(ConversionError, match=r"the plan was made for another model \(ResNet\): conv1.1"):
+        ns.load(path, model=convnet)
+
+
+def test_an_origin_is_the_same_after_json() -> None:
+    assert Origin.from_dict(json.loads(json.dumps(Origin(None).to_dict())), "x") == Origin(None)
+
+
+def test_another_ending_is_refused_before_anything_is_written(resnet, tmp_path) -> None:
+    with pytest.raises(
+        UsageError, match="net.bin: the ending says the format, and must be .safetensors, .pt or .pth"
+    ):
+        ns.save(resnet, tmp_path / "net.bin")
+    assert list(tmp_path.iterdir()) == []
