@@ -18,6 +18,7 @@ from normsurgeon.version import __version__
 if TYPE_CHECKING:
     from normsurgeon.checkpoints import save as save
     from normsurgeon.data.preprocessing import DataConfig as DataConfig
+    from normsurgeon.demonstration import demonstrate as demonstrate
     from normsurgeon.evaluation import Evaluation as Evaluation
     from normsurgeon.evaluation import evaluate as evaluate
     from normsurgeon.graph.inventory import inspect as inspect
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from normsurgeon.graph.sites import find_sites as find_sites
     from normsurgeon.loading import load as load
     from normsurgeon.norms.catalogue import TARGETS as TARGETS
+    from normsurgeon.surgery.plain import plain_swap as plain_swap
     from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
     from normsurgeon.surgery.planning import plan as plan
     from normsurgeon.surgery.rewriting import Conversion as Conversion
@@ -39,6 +41,8 @@ _HOME = {
     "DataConfig": "data.preprocessing",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "demonstrate": "demonstration",
+    "plain_swap": "surgery.plain",
     "NormSite": "graph.sites",
     "find_sites": "graph.sites",
     "inspect": "graph.inventory",

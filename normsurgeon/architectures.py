@@ -115,7 +115,8 @@ def _from_timm(source: ModelSource, pretrained: bool) -> nn.Module:
         if pretrained and not timm.is_model_pretrained(base):
             raise WeightsUnavailableError(f"timm has no published weights for {base}; {OFFLINE_HELP}")
     try:
-        with _impatient_hub():
+        remote = pretrained or source.name.startswith(HUB_PREFIXES)
+        with _impatient_hub() if remote else contextlib.nullcontext():
             return timm.create_model(source.name, pretrained=pretrained, **source.kwargs)
     except OSError as error:  # hub and download errors are OSErrors
         if source.name.startswith(HUB_PREFIXES):

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Origin:
     plans: tuple[ConversionPlan, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     data: Mapping[str, Any] | None = None
+    eps: Mapping[str, float] = field(default_factory=dict)
+    """Where a plan softens: each layer's eps, which came from statistics that are gone by now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, the header of a checkpoint."""
@@ -50,6 +52,7 @@ class Origin:
             "earlier_plans": [plan.to_dict() for plan in self.plans[:-1]],
             "history": [dict(event) for event in self.history],
             "data": dict(self.data) if self.data else None,
+            "eps": dict(self.eps),
         }
 
     @classmethod
@@ -71,6 +74,7 @@ class Origin:
                 plans=tuple(ConversionPlan.from_dict(plan) for plan in plans),
                 history=tuple(header["history"]),
                 data=header["data"],
+                eps=dict(header.get("eps", {})),
             )
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
@@ -127,6 +131,11 @@ def save(
     else:
         model, origin = result, origin_of(result)
     check_writable(path)
+    if any(decision.eps is not None for plan in origin.plans for decision in plan.decisions):
+        modules = model.named_modules()
+        origin = replace(
+            origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)}
+        )
     origin = _rebuildable(model, origin, str(path), say)
     try:
         text = json.dumps(origin.to_dict())
@@ -150,7 +159,7 @@ def _rebuildable(model: nn.Module, origin: Origin, where: str, say: Callable[[st
     # A hub id needs the network each time; the timm name of the same architecture does not.
     candidates = (guessed, own) if own is not None and own.name.startswith(HUB_PREFIXES) else (own, guessed)
     for source in candidates:
-        if source is not None and _is_plain(source.kwargs) and _gives(source, origin.plans, model):
+        if source is not None and _is_plain(source.kwargs) and _gives(replace(origin, source=source), model):
             return replace(origin, source=source)
     if own is not None:
         say(
@@ -168,13 +177,12 @@ def _is_plain(kwargs: Mapping[str, Any]) -> bool:
     return True
 
 
-def _gives(source: ModelSource, plans: tuple[ConversionPlan, ...], model: nn.Module) -> bool:
-    """Whether making ``source`` and replaying the plans comes out at ``model``'s layers. Needs no memory."""
+def _gives(origin: Origin, model: nn.Module) -> bool:
+    """Whether making the source and replaying the plans comes out at ``model``'s layers. Needs no memory."""
+    assert origin.source is not None
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            rebuilt = build(source)
-            for plan in plans:
-                rebuilt = convert_(rebuilt, plan).model
+            rebuilt = _replayed(build(origin.source), origin)
     except NormSurgeonError:
         return False
     except (RuntimeError, NotImplementedError):
@@ -225,6 +233,15 @@ def architecture_of(origin: Origin, where: str) -> nn.Module:
     return build(source)
 
 
+def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
+    for plan in origin.plans:
+        model = convert_(model, plan, values=False).model
+    for name, module in model.named_modules():
+        if name in origin.eps:
+            module.eps = origin.eps[name]
+    return model
+
+
 def rebuild(
     state: StateDict, origin: Origin, where: str, model: nn.Module, say: Callable[[str], None]
 ) -> nn.Module:
@@ -233,8 +250,7 @@ def rebuild(
     :raises CheckpointError: when the tensors do not fit.
     :raises ConversionError: when the plans were made for another architecture.
     """
-    for plan in origin.plans:
-        model = convert_(model, plan, values=False).model
+    model = _replayed(model, origin)
     fit(model, state, where, say)
     if origin.data:
         model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]

@@ -18,7 +18,8 @@ def explained_imports() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AttributeError, ImportError) as error:
-        if "torchvision::nms" not in str(error) and "torchvision' has no attribute 'extension" not in str(error):
+        known = ("torchvision::nms", "torchvision' has no attribute 'extension")
+        if not any(text in str(error) for text in known):
             raise
         raise EnvironmentProblem(
             "torch and torchvision here come from different builds, and timm cannot be imported "

@@ -135,7 +135,9 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     for key, tensor in state.items():
         tensor = tensor.detach()
         address = tensor.untyped_storage().data_ptr()
-        tensors[key] = tensor.clone() if address in seen else tensor.contiguous()
+        tensors[key] = (
+            tensor.clone(memory_format=torch.contiguous_format) if address in seen else tensor.contiguous()
+        )
         seen.add(address)
     save_file(tensors, path, metadata=dict(metadata))
 

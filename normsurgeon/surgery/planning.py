@@ -35,12 +35,14 @@ class Request:
     """What was asked for one site: a target and its settings, or None to keep the batch norm.
 
     ``groups``: a number, or None for auto. ``eps``: the stated softening E, or None for the batch norm's own eps.
+    ``balance``: whether folding may also choose a sign and weight for each channel (see ``surgery.balancing``).
     """
 
     target: str | None
     groups: int | None = None
     eps: float | None = None
     as_graph: bool = False
+    balance: bool = True
 
     def __post_init__(self) -> None:
         if self.target is not None:
@@ -68,6 +70,7 @@ class Decision:
     groups: int | None = None
     eps: float | None = None
     whitening: Whitening | None = None
+    balanced: bool = False
     reason: str | None = None
 
     @property
@@ -85,6 +88,7 @@ class Decision:
             "groups": self.groups,
             "eps": self.eps,
             "whitening": self.whitening,
+            "balanced": self.balanced,
             "reason": self.reason,
             "site": self.site.to_dict(),
         }
@@ -99,6 +103,7 @@ class Decision:
             groups=values["groups"],
             eps=values["eps"],
             whitening=values["whitening"],
+            balanced=values["balanced"],
             reason=values["reason"],
         )
 
@@ -114,6 +119,7 @@ class ConversionPlan:
     request: Request
     decisions: tuple[Decision, ...]
     traced_by: str = "fx"
+    input_shape: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -142,7 +148,7 @@ class ConversionPlan:
         :raises PatternError: when the pattern matches no site.
         :raises TargetError: for an unknown target, or groups that do not divide.
         """
-        request = Request(target, groups, self.request.eps if eps is None else eps, self.request.as_graph)
+        request = Request(target, groups, self.request.eps if eps is None else eps, self.request.as_graph, self.request.balance)
         return self._change((pattern,), request)
 
     def _change(self, patterns: Sequence[str], request: Request) -> ConversionPlan:
@@ -161,6 +167,7 @@ class ConversionPlan:
             "target": self.target,
             "request": asdict(self.request),
             "traced_by": self.traced_by,
+            "input_shape": list(self.input_shape) if self.input_shape else None,
             "notes": list(self.notes),
             "counts": self.counts,
             "sites": [decision.to_dict() for decision in self.decisions],
@@ -183,6 +190,7 @@ class ConversionPlan:
                 request=Request(**values["request"]),
                 decisions=tuple(Decision.from_dict(site) for site in values["sites"]),
                 traced_by=values["traced_by"],
+                input_shape=tuple(values["input_shape"]) if values["input_shape"] else None,
                 notes=tuple(values["notes"]),
             )
         except (KeyError, TypeError) as error:
@@ -225,6 +233,7 @@ def plan(
     keep: Sequence[str] = (),
     set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     as_graph: bool = False,
+    balance: bool = True,
     example_input: Tensor | None = None,
     traced: TracedModel | None = None,
     name: str | None = None,
@@ -236,6 +245,8 @@ def plan(
     eps             softening E: the norm divides by sqrt(var + E) of whitened input and gamma grows by sqrt(1 + E)
     keep            globs of sites to leave alone; stronger than ``set``
     set             {glob: target}, the last match wins; "gn:8" sets the groups, too
+    balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
+                    of the function for one forward pass of 64 small images (see ``surgery.balancing``)
     as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
     example_input   a tensor whose shape the model accepts, where timm's configuration does not tell
 
@@ -250,7 +261,7 @@ def plan(
     """
     if groups != "auto" and not isinstance(groups, int):
         raise TargetError(f"groups must be a number or 'auto', not {groups!r}")
-    request = Request(to, None if groups == "auto" else groups, eps, as_graph)
+    request = Request(to, None if groups == "auto" else groups, eps, as_graph, balance)
     pairs = list(set.items()) if isinstance(set, Mapping) else list(set)
     overrides = [(pattern, _parse_target(text, request)) for pattern, text in pairs]
     traced = traced if traced is not None else trace(model, example_input)
@@ -268,6 +279,7 @@ def plan(
         request=request,
         decisions=tuple(decide(site, wanted[site.name]) for site in sites),
         traced_by=traced.traced_by,
+        input_shape=None if traced.shape_problem else traced.input_shape,
         notes=_notes(traced),
     )
 
@@ -313,7 +325,8 @@ def _per_sample(
             )
     elif target.name == "in":
         groups = site.channels
-    decision = Decision(site, "converted", target.name, groups, request.eps, whitening, reason)
+    decision = Decision(site, "converted", target.name, groups, request.eps, whitening, reason=reason)
+    decision = replace(decision, balanced=request.balance and whitening == "fold")
     if site.positions is None:
         return decision
     elements = site.channels // (groups or 1) * (site.positions if target.pools == "groups" else 1)
@@ -337,7 +350,7 @@ def _parse_target(text: str, request: Request) -> Request:
     target, _, groups = text.partition(":")
     if groups and not groups.isdecimal():
         raise TargetError(f"in {text!r} the part after the colon is a number of groups, as in gn:8")
-    return Request(target, int(groups) if groups else None, request.eps, request.as_graph)
+    return Request(target, int(groups) if groups else None, request.eps, request.as_graph, request.balance)
 
 
 def _notes(traced: TracedModel) -> tuple[str, ...]:

@@ -14,7 +14,9 @@ from normsurgeon.graph.tracing import is_functional_batch_norm, symbolic_trace
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, find_target
 from normsurgeon.surgery import whitening
+from normsurgeon.surgery.balancing import balance
 from normsurgeon.surgery.planning import ConversionPlan, Decision, plan
+from normsurgeon.surgery.probing import FeatureProbe, probe_features
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
 
 
@@ -58,6 +60,7 @@ def convert(
     keep: Sequence[str] = (),
     set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     as_graph: bool = False,
+    balance: bool = True,
     example_input: Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Conversion:
@@ -77,7 +80,9 @@ def convert(
     >>> type(result.model) is type(model), bool(torch.allclose(result.model(x), model(x), atol=1e-5))
     (True, True)
     """
-    settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph}
+    settings = {
+        "groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance,
+    }
     plan = _settled(model, plan, to, example_input, settings)
     new_model, new_optimizer = copy_model(model, optimizer)
     return convert_(new_model, plan, optimizer=new_optimizer)
@@ -102,6 +107,7 @@ def convert_(
     replacements: dict[nn.Module, nn.Module] = {}
     touched: list[nn.Parameter] = []
     gained: dict[nn.Parameter, nn.Parameter] = {}
+    probes = _probes(model, plan) if values else {}
     with torch.no_grad():
         for decision in plan.decisions:
             if decision.status != "converted" or decision.site.functional:
@@ -109,7 +115,7 @@ def convert_(
             old = modules[decision.name]
             producer = modules[decision.site.producer] if decision.site.producer and _folds(decision) else None
             had_bias = producer is not None and producer.bias is not None
-            replacements[old] = _converted(old, decision, producer, values)
+            replacements[old] = _converted(old, decision, producer, values, probes.get(decision.name))
             if producer is not None:
                 touched.extend(producer.parameters(recurse=False))
                 if not had_bias:
@@ -128,7 +134,7 @@ def _settled(
     settings: dict[str, Any],
 ) -> ConversionPlan:
     if given is not None:
-        named = [key for key, value in settings.items() if value not in ("auto", None, False, (), [], {})]
+        named = [key for key, value in settings.items() if value not in ("auto", None, (), [], {}) and not isinstance(value, bool)]
         if to is not None or named:
             raise UsageError(f"a plan says it all: leave out {', '.join(filter(None, [to and 'to', *named]))}")
         return given
@@ -165,14 +171,28 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
     return modules
 
 
-def _converted(old: nn.Module, decision: Decision, producer: nn.Module | None, values: bool = True) -> nn.Module:
+def _probes(model: nn.Module, plan: ConversionPlan) -> dict[str, FeatureProbe]:
+    """What balancing needs to know of the sites that the plan balances."""
+    names = [d.name for d in plan.decisions if d.balanced]
+    if not names or plan.input_shape is None or any(p.is_meta for p in model.parameters()):
+        return {}
+    return probe_features(model, names, plan.input_shape)
+
+
+def _converted(
+    old: nn.Module,
+    decision: Decision,
+    producer: nn.Module | None,
+    values: bool = True,
+    probe: FeatureProbe | None = None,
+) -> nn.Module:
     """The new layer for one site; folds into the producer, in place, where the plan says so.
 
     Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
     """
     reading = sources.read(old)
     if values and not reading.reference.is_meta:
-        affine, eps = _solved(reading, decision, producer)
+        affine, eps = _solved(reading, decision, producer, probe)
     else:
         affine, eps = None, reading.eps if decision.eps is None else decision.eps
         if producer is not None:
@@ -182,7 +202,10 @@ def _converted(old: nn.Module, decision: Decision, producer: nn.Module | None, v
 
 
 def _solved(
-    reading: sources.BatchNormReading, decision: Decision, producer: nn.Module | None
+    reading: sources.BatchNormReading,
+    decision: Decision,
+    producer: nn.Module | None,
+    probe: FeatureProbe | None,
 ) -> tuple[whitening.Affine, float]:
     """The new layer's weight and bias, and its eps; what belongs there goes into the producer."""
     gamma_beta = whitening.gamma_beta(reading)
@@ -197,8 +220,13 @@ def _solved(
         return whole, reading.eps
     moments, wanted = whitening.moments_of(reading), whole
     if producer is not None:
+        wanted = gamma_beta
+        if probe is not None:
+            alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
+            white = whitening.Affine(alpha * white.scale, alpha * white.shift)
+            wanted = whitening.Affine(gamma_beta.scale / alpha, gamma_beta.shift)
         whitening.fold_(producer, white)
-        moments, wanted = white.after(moments), gamma_beta
+        moments = white.after(moments)
     return whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
 
 

@@ -1,0 +1,48 @@
+"""The swap that everyone does, as the baseline to compare with: same shapes, another function."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from normsurgeon.norms import sources
+from normsurgeon.norms.catalogue import LayerSpec, auto_groups, find_target
+from normsurgeon.surgery.swapping import swap_layers
+
+
+def plain_swap(model: nn.Module, to: str) -> nn.Module:
+    """A copy of ``model`` with every batch norm replaced by ``to``, gamma, beta and eps copied, nothing whitened.
+
+    The new norm sees channels of wildly different means and scales where gamma and beta were learned for whitened
+    ones: a pretrained network is destroyed (top-1 0.0 % on ImageNet).
+
+    :raises TargetError: for an unknown target.
+
+    >>> import timm
+    >>> type(plain_swap(timm.create_model("test_resnet"), "gn").bn1).__name__
+    'GroupNorm'
+    """
+    target = find_target(to)
+
+    def build(old: nn.Module) -> nn.Module:
+        reading = sources.read(old)
+        spec = LayerSpec(
+            channels=reading.channels,
+            groups={"gn": auto_groups(reading.channels), "in": reading.channels}.get(to, 1),
+            eps=reading.eps,
+            affine=True,
+            rank=4 if isinstance(old, nn.BatchNorm2d) else None,
+            drop=reading.drop,
+            act=reading.act,
+            device=reading.reference.device,
+            dtype=reading.reference.dtype,
+        )
+        layer = target.build(spec)
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                values, parameter = getattr(reading, name), layer._parameters.get(name)
+                if values is not None and parameter is not None:
+                    parameter.copy_(values)
+        return layer
+
+    return swap_layers(model, lambda name, module: sources.is_batch_norm(module), build).model
