@@ -97,8 +97,17 @@ def _kind(reason: str) -> str:
         return "follows the input of a module that fx cannot trace through"
     if reason.startswith("follows"):
         return " ".join(reason.split()[:2])
-    for mark in ("is parametrized", "rescales its own weight", "shares its parameters", "cannot be traced",
-                 "mixes its experts", "is called", "is itself called", "not reached", "read directly"):
+    for mark in (
+        "is parametrized",
+        "rescales its own weight",
+        "shares its parameters",
+        "cannot be traced",
+        "mixes its experts",
+        "is called",
+        "is itself called",
+        "not reached",
+        "read directly",
+    ):
         if mark in reason:
             return mark
     return reason
@@ -215,7 +224,10 @@ def main() -> int:
         print(text)
     failures = [o for o in outcomes if o.failure]
     with_bn = sum(o.batch_norms > 0 for o in outcomes)
-    print(f"{with_bn} architectures with a BatchNorm, {len(failures)} failures, {minutes:.1f} min", file=sys.stderr)
+    print(
+        f"{with_bn} architectures with a BatchNorm, {len(failures)} failures, {minutes:.1f} min",
+        file=sys.stderr,
+    )
     return 1 if failures else 0
 
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from normsurgeon.surgery.swapping import swap_layers as swap_layers
 
 
-
 _HOME = {
     "save": "checkpoints",
     "DataConfig": "data.preprocessing",

@@ -79,9 +79,7 @@ class Origin:
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
-            raise CheckpointError(
-                f"{where}: the header is damaged ({type(error).__name__} {error})"
-            ) from error
+            raise CheckpointError(f"{where}: the header is damaged ({type(error).__name__} {error})") from error
 
 
 def origin_of(model: nn.Module) -> Origin:
@@ -133,9 +131,7 @@ def save(
     check_writable(path)
     if any(decision.eps is not None for plan in origin.plans for decision in plan.decisions):
         modules = model.named_modules()
-        origin = replace(
-            origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)}
-        )
+        origin = replace(origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)})
     origin = _rebuildable(model, origin, str(path), say)
     try:
         text = json.dumps(origin.to_dict())
@@ -145,9 +141,7 @@ def save(
     if path.suffix == ".safetensors":
         write_atomically(path, lambda temporary: write_safetensors(temporary, state, {KEY: text}))
     else:
-        write_atomically(
-            path, lambda temporary: torch.save({"state_dict": state, KEY: json.loads(text)}, temporary)
-        )
+        write_atomically(path, lambda temporary: torch.save({"state_dict": state, KEY: json.loads(text)}, temporary))
     return path
 
 
@@ -242,9 +236,7 @@ def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
     return model
 
 
-def rebuild(
-    state: StateDict, origin: Origin, where: str, model: nn.Module, say: Callable[[str], None]
-) -> nn.Module:
+def rebuild(state: StateDict, origin: Origin, where: str, model: nn.Module, say: Callable[[str], None]) -> nn.Module:
     """Replay a checkpoint's plans on ``model``, in place, and load strictly.
 
     :raises CheckpointError: when the tensors do not fit.

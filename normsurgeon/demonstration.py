@@ -77,7 +77,8 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
                 save(result, output)
         seconds = time.perf_counter() - started
         judged = evaluate(network, ((batch, None) for batch in batches), baseline=model)
-        assert judged.agreement is not None and judged.kl is not None
+        assert judged.agreement is not None
+        assert judged.kl is not None
         parameters = sum(p.numel() for p in network.parameters())
         rows.append(Row(label, judged.agreement, judged.kl, parameters, seconds))
         with torch.inference_mode():
@@ -102,5 +103,11 @@ def views(files: list[Path], config: DataConfig) -> Tensor:
 def _crops(picture: Image.Image) -> list[Image.Image]:
     width, height = picture.size
     w, h = int(0.85 * width), int(0.85 * height)
-    corners = [(0, 0), (width - w, 0), (0, height - h), (width - w, height - h), ((width - w) // 2, (height - h) // 2)]
+    corners = [
+        (0, 0),
+        (width - w, 0),
+        (0, height - h),
+        (width - w, height - h),
+        ((width - w) // 2, (height - h) // 2),
+    ]
     return [picture, *(picture.crop((x, y, x + w, y + h)) for x, y in corners)]

@@ -113,9 +113,7 @@ def evaluate(
             if on_progress is not None:
                 on_progress(scores.images + len(skipped), total)
     if not scores.images:
-        raise DataError(
-            "there are no images to evaluate on; the batches are empty (was an iterator used up before?)"
-        )
+        raise DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)")
     return scores.result(name_of(model), tuple(skipped))
 
 
@@ -133,9 +131,7 @@ class _Scores:
     nonfinite: int = 0
     timings: list[tuple[int, float]] = field(default_factory=list)
 
-    def add(
-        self, logits_NK: Tensor, labels_N: Tensor | None, reference_NK: Tensor | None, seconds: float
-    ) -> None:
+    def add(self, logits_NK: Tensor, labels_N: Tensor | None, reference_NK: Tensor | None, seconds: float) -> None:
         """Count one batch, all on the CPU; ``seconds`` is what the model's forward took."""
         finite = logits_NK.isfinite().all(dim=1)
         if self.labelled not in (None, labels_N is not None):
@@ -162,9 +158,7 @@ class _Scores:
     def result(self, name: str, skipped: tuple[str, ...]) -> Evaluation:
         """The sums as means."""
         top1 = self.top1 / self.images
-        timings = (
-            self.timings[1:] or self.timings
-        )  # the first batch also pays for allocation and kernel choice
+        timings = self.timings[1:] or self.timings  # the first batch also pays for allocation and kernel choice
         seconds = sum(spent for _, spent in timings)
         return Evaluation(
             model=name,
@@ -192,9 +186,7 @@ def _open(
     if isinstance(data, (str, os.PathLike)):
         data = open_source(data, classes=head_classes(models[0], _configs(models)[0]))
     if isinstance(data, ImageSource):
-        batches = Batches(
-            data, *_configs(models), batch_size=batch_size, max_images=max_images, workers=workers
-        )
+        batches = Batches(data, *_configs(models), batch_size=batch_size, max_images=max_images, workers=workers)
         return batches.views(), batches.total, batches.skipped
     if max_images is not None and max_images < 1:
         raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
@@ -212,11 +204,7 @@ def _ready_made(batches: Iterable[Any], limit: int | None) -> Views:
     left = limit
     for batch in batches:
         images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-        if (
-            not isinstance(images, Tensor)
-            or images.ndim < 2
-            or not (labels is None or isinstance(labels, Tensor))
-        ):
+        if not isinstance(images, Tensor) or images.ndim < 2 or not (labels is None or isinstance(labels, Tensor)):
             raise UsageError(
                 f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
                 "give batches of tensors (images (N, C, H, W), labels (N,) or None)"

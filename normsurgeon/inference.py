@@ -25,8 +25,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     found = _first_tensor(output)
     if found is None:
         raise UsageError(
-            f"{name_of(model)} returns {type(output).__name__} without a tensor in it; "
-            "try a model that returns logits"
+            f"{name_of(model)} returns {type(output).__name__} without a tensor in it; try a model that returns logits"
         )
     return found
 
@@ -55,9 +54,7 @@ def head_classes(model: nn.Module, config: DataConfig | None = None) -> int:
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int):
         if classes < 1:
-            raise UsageError(
-                f"{name_of(model)} has no classifier (num_classes={classes}); try num_classes=1000"
-            )
+            raise UsageError(f"{name_of(model)} has no classifier (num_classes={classes}); try num_classes=1000")
         return classes
     device, dtype = home_of(model)
     image = torch.zeros(1, *(config or DataConfig.of(model)).input_size, device=device, dtype=dtype)
@@ -122,8 +119,7 @@ def placed(model: nn.Module, device: str | torch.device | None) -> Iterator[None
             model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UsageError(
-                f"{name_of(model)} cannot be put on {device} "
-                f"({' '.join(str(error).split())[:140]}); try device='cpu'"
+                f"{name_of(model)} cannot be put on {device} ({' '.join(str(error).split())[:140]}); try device='cpu'"
             ) from error
         yield
     finally:

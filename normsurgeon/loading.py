@@ -70,9 +70,7 @@ def _is_file(spec: str | os.PathLike[str]) -> bool:
     return ":" not in text and (text.endswith(_FILE_ENDINGS) or "/" in text or os.sep in text)
 
 
-def _from_file(
-    path: Path, model: nn.Module | None, say: Callable[[str], None], kwargs: dict[str, Any]
-) -> nn.Module:
+def _from_file(path: Path, model: nn.Module | None, say: Callable[[str], None], kwargs: dict[str, Any]) -> nn.Module:
     where = str(path)
     state, rest = read_file(path)
     origin = header_of(rest, where)
@@ -122,8 +120,6 @@ def _arguments(name: str, state: StateDict) -> dict[str, int]:
 def _data_of(model: nn.Module, source: ModelSource) -> dict[str, Any] | None:
     """The pre-processing, where rebuilding the architecture would not bring it back."""
     config = getattr(model, "pretrained_cfg", None)
-    if not isinstance(config, dict) or not (
-        source.kind == "callable" or source.name.startswith(HUB_PREFIXES)
-    ):
+    if not isinstance(config, dict) or not (source.kind == "callable" or source.name.startswith(HUB_PREFIXES)):
         return None
     return {key: value for key, value in config.items() if isinstance(value, (str, int, float, list, tuple))}

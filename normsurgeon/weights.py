@@ -51,9 +51,7 @@ def read_file(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     if path.suffix == ".safetensors" or (len(head) == 9 and head[8:] == b"{"):
         return _read_safetensors(path)
     if not head.startswith(_PICKLE_HEADS):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it begins neither like safetensors nor like torch.save"
-        )
+        raise CheckpointError(f"{path} is not a checkpoint: it begins neither like safetensors nor like torch.save")
     return _read_pickle(path)
 
 
@@ -70,10 +68,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable
     if {k for k in state if not _counts(k)} != {k for k in own if not _counts(k)}:
         renamed = _in_order(own, state)
         if renamed is not None:
-            say(
-                f"{where}: the names differ, so all {len(renamed)} tensors were matched in order "
-                "(every shape agrees)"
-            )
+            say(f"{where}: the names differ, so all {len(renamed)} tensors were matched in order (every shape agrees)")
             state = renamed
     state = {**{k: v for k, v in own.items() if _counts(k)}, **state}
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -84,8 +79,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable
             if keys
         ]
         raise CheckpointError(
-            f"{where} does not fit {type(model).__name__}: tensors {' and '.join(parts)}; "
-            "is it another architecture?"
+            f"{where} does not fit {type(model).__name__}: tensors {' and '.join(parts)}; is it another architecture?"
         )
     for key, tensor in own.items():
         if state[key].shape != tensor.shape:
@@ -119,9 +113,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         os.replace(temporary, path)
         temporary = None
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"cannot write {path}: {_writing_problem(error)}; nothing was written"
-        ) from error
+        raise CheckpointError(f"cannot write {path}: {_writing_problem(error)}; nothing was written") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -135,9 +127,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     for key, tensor in state.items():
         tensor = tensor.detach()
         address = tensor.untyped_storage().data_ptr()
-        tensors[key] = (
-            tensor.clone(memory_format=torch.contiguous_format) if address in seen else tensor.contiguous()
-        )
+        tensors[key] = tensor.clone(memory_format=torch.contiguous_format) if address in seen else tensor.contiguous()
         seen.add(address)
     save_file(tensors, path, metadata=dict(metadata))
 
@@ -164,9 +154,7 @@ def _writing_problem(error: Exception) -> str:
     number = re.search(r"os error (\d+)", text)  # safetensors: "I/O error: File too large (os error 27)"
     if number:
         return os.strerror(int(number[1]))
-    if (
-        "inline_container" in text
-    ):  # torch.save: "[enforce fail at inline_container.cc:671] . unexpected pos …"
+    if "inline_container" in text:  # torch.save: "[enforce fail at inline_container.cc:671] . unexpected pos …"
         return "the file could not be written to its end (is the disk full?)"
     return text
 

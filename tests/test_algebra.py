@@ -74,9 +74,7 @@ def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, g
         torch.randn(channels, generator=generator, dtype=torch.float64),
     )
     affine, layer_eps = matching_affine(wanted, moments, target, groups, eps, softening)
-    spec = catalogue.LayerSpec(
-        channels, groups, layer_eps, True, 4, None, None, torch.device("cpu"), torch.float64
-    )
+    spec = catalogue.LayerSpec(channels, groups, layer_eps, True, 4, None, None, torch.device("cpu"), torch.float64)
     layer = target.build(spec)
     with torch.no_grad():
         layer.weight.copy_(affine.scale)
@@ -105,9 +103,7 @@ def test_composing_affines_is_applying_one_after_the_other():
     outer, inner = (Affine(torch.randn(5), torch.randn(5)) for _ in range(2))
     x = torch.randn(5)
     both = compose(outer, inner)
-    torch.testing.assert_close(
-        both.scale * x + both.shift, outer.scale * (inner.scale * x + inner.shift) + outer.shift
-    )
+    torch.testing.assert_close(both.scale * x + both.shift, outer.scale * (inner.scale * x + inner.shift) + outer.shift)
 
 
 @pytest.mark.parametrize("shape", [(3, 32), (3, 32, 7), (3, 32, 5, 4), (3, 32, 2, 3, 4)])

@@ -33,9 +33,7 @@ def test_signs_are_a_local_minimum_and_never_worse_than_none(channels, samples, 
         flipped = signs.clone()
         flipped[channel] *= -1
         assert found <= objective(flipped, means[0]) + 1e-9
-    best = min(
-        objective(torch.tensor(s).double(), means[0]) for s in itertools.product([1.0, -1.0], repeat=channels)
-    )
+    best = min(objective(torch.tensor(s).double(), means[0]) for s in itertools.product([1.0, -1.0], repeat=channels))
     assert found >= best - 1e-9
 
 

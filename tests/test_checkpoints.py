@@ -104,9 +104,7 @@ def test_a_head_that_was_exchanged_comes_back(images_NCHW, tmp_path) -> None:
     assert same_function(ns.load(ns.save(result, tmp_path / "net.pt", say=no_say)), result.model, images_NCHW)
 
 
-def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without_them(
-    images_NCHW, tmp_path
-) -> None:
+def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without_them(images_NCHW, tmp_path) -> None:
     """The same tensors would fit, and the function would be another."""
     dilated = timm.create_model("test_resnet", output_stride=8).eval()
     result = ns.convert(dilated, to="gn")

@@ -54,9 +54,7 @@ def test_inspect_json_is_one_document_of_the_contract() -> None:
 
 def test_convert_json_is_one_document_of_the_contract(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
-    result = run(
-        "convert", "test_resnet", "--random-init", "--to", "gn", "--keep", "bn1", "-o", path, "--json"
-    )
+    result = run("convert", "test_resnet", "--random-init", "--to", "gn", "--keep", "bn1", "-o", path, "--json")
     document = json.loads(result.stdout)
     assert (document["model"], document["target"], document["output"]) == ("test_resnet", "gn", str(path))
     assert document["counts"] == {"converted": 14, "kept": 1, "refused": 0}
@@ -64,9 +62,7 @@ def test_convert_json_is_one_document_of_the_contract(tmp_path: Path) -> None:
         assert {"name", "status", "from", "to", "groups", "whitening", "reason"} <= site.keys()
 
 
-def test_a_dry_run_writes_nothing_and_needs_no_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_writes_nothing_and_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.getaddrinfo", lambda *a, **k: pytest.fail("the network was asked"))
     result = run("convert", "test_resnet", "--to", "ln", "--dry-run", "-o", tmp_path / "net.pt")
     assert result.exit_code == 0
@@ -101,9 +97,7 @@ def test_a_dry_run_goes_together_with_weights(converted: Path) -> None:
         (("no/such.pt", "--to", "gn"), 1, r"there is no file no/such.pt"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_one_line_and_writes_nothing(
-    tmp_path, arguments, code: int, line: str
-) -> None:
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path, arguments, code: int, line: str) -> None:
     result = run("convert", *arguments, "--random-init", "-o", tmp_path / "net.pt")
     assert result.exit_code == code
     assert result.stdout == ""
@@ -120,9 +114,7 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(
         ("folder.pt", 1, "folder.pt: it is a folder\n"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_told_before_any_work(
-    tmp_path, monkeypatch, output, code, line
-) -> None:
+def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch, output, code, line) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.pt").mkdir()
     result = run("convert", "test_resnet", "--to", "gn", "-o", output)

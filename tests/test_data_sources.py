@@ -110,9 +110,7 @@ def test_an_image_that_cannot_be_decoded_is_skipped_and_named(tmp_path):
     source, skipped = open_source(tmp_path), []
     assert len(list(source.samples(skipped))) == 1
     assert skipped == ["ape/cut.jpg", "ape/text.png", "ape/void.png"]
-    with pytest.raises(
-        DataError, match=r"text\.png cannot be read \(not an image\); try opening it in a viewer$"
-    ):
+    with pytest.raises(DataError, match=r"text\.png cannot be read \(not an image\); try opening it in a viewer$"):
         source[2]
 
 
@@ -138,9 +136,7 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 
 def test_a_spec_that_leads_nowhere_says_which_there_are(tmp_path):
-    with pytest.raises(
-        DataError, match=r"there is no folder nowhere; a data set is a folder of class folders"
-    ):
+    with pytest.raises(DataError, match=r"there is no folder nowhere; a data set is a folder of class folders"):
         open_source("nowhere")
     with pytest.raises(DataError, match=r"1\.png is a file; try the folder that it is in"):
         open_source(put(tmp_path / "1.png"))
@@ -253,9 +249,7 @@ def test_a_timm_dataset_opens_by_its_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["torch/cifar10", "torch/unheard_of", "wds/nowhere"])
 def test_a_timm_dataset_that_is_not_there_is_one_clear_line(tmp_path, capsys, name):
-    with pytest.raises(
-        DataError, match=rf"the data set {name} \(split validation\) could not be opened"
-    ) as caught:
+    with pytest.raises(DataError, match=rf"the data set {name} \(split validation\) could not be opened") as caught:
         open_source(name, root=tmp_path)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""  # standard output belongs to --json
@@ -289,9 +283,7 @@ def test_a_wrong_configuration_is_refused_when_made(values, message):
 
 def test_a_configuration_is_read_off_the_model():
     model = timm.create_model("test_resnet")
-    assert DataConfig.of(model) == DataConfig(
-        (3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.95, "center"
-    )
+    assert DataConfig.of(model) == DataConfig((3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.95, "center")
     assert DataConfig.of(nn.Sequential(nn.Conv2d(3, 4, 3))) == DataConfig()  # timm's ImageNet defaults
     own = nn.Sequential(nn.Conv2d(3, 4, 3))
     own.pretrained_cfg = {"input_size": [3, 32, 48], "mean": [0.5, 0.4, 0.3], "crop_pct": 1.0}
@@ -398,7 +390,5 @@ def test_wrong_batch_options_are_refused(ten, options, message):
 def test_a_missing_library_behind_a_dataset_name_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delitem(sys.modules, "timm.data.readers.reader_hfds", raising=False)
-    with pytest.raises(
-        DataError, match=r"the data set hfds/x .* could not be opened .*; try: pip install datasets$"
-    ):
+    with pytest.raises(DataError, match=r"the data set hfds/x .* could not be opened .*; try: pip install datasets$"):
         open_source("hfds/x")

@@ -196,9 +196,7 @@ def test_an_architecture_that_never_had_weights_says_so() -> None:
 
 def test_a_timm_training_checkpoint_loads_by_its_arch(resnet, tmp_path) -> None:
     content = {"arch": "test_resnet", "epoch": 3, "state_dict": resnet.state_dict(), "metric": 0.7}
-    torch.save(
-        {**content, "args": argparse.Namespace(model="test_resnet", lr=0.1)}, tmp_path / "last.pth.tar"
-    )
+    torch.save({**content, "args": argparse.Namespace(model="test_resnet", lr=0.1)}, tmp_path / "last.pth.tar")
     assert same_weights(ns.load(tmp_path / "last.pth.tar"), resnet)
 
 

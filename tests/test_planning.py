@@ -101,11 +101,14 @@ def test_a_glob_that_matches_nothing_lists_what_was_there(call):
     ("settings", "match"),
     [
         ({"to": "groupnorm"}, "unknown target norm 'groupnorm'; choose one of: gn, ln, ln2d, in, rms"),
-        ({"to": "gn", "groups": 5}, "5 groups do not divide the 32 channels of bn1; try groups auto, or --set"),
+        (
+            {"to": "gn", "groups": 5},
+            "5 groups do not divide the 32 channels of bn1; try groups auto, or --set",
+        ),
         ({"to": "gn", "groups": 0}, "groups must be at least 1, not 0"),
         ({"to": "gn", "groups": "many"}, "groups must be a number or 'auto', not 'many'"),
         ({"to": "ln", "groups": 4}, "groups=4 belongs to the target gn, and the target is ln"),
-        ({"to": "gn", "eps": -1.0}, r"eps must be positive, not -1\.0"),
+        ({"to": "gn", "eps": -1.0}, r"eps must be positive and finite, not -1\.0"),
         ({"to": "gn", "set": {"bn1": "gn:x"}}, "'gn:x' the part after the colon is a number of groups"),
     ],
 )
@@ -136,7 +139,11 @@ class Pooled(nn.Module):
     ("target", "groups", "expected"),
     [
         ("in", None, ("affine", None, "1 element a group would be too few (under 8): affine instead")),
-        ("gn", 16, ("gn", 8, "4 elements a group would be too few (under 8): 8 groups instead; follows mean")),
+        (
+            "gn",
+            16,
+            ("gn", 8, "4 elements a group would be too few (under 8): 8 groups instead; follows mean"),
+        ),
         ("gn", None, ("gn", 4, "follows mean")),
         ("ln", None, ("ln", None, "follows mean")),
     ],

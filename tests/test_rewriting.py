@@ -150,7 +150,12 @@ def test_an_optimizer_gets_the_new_parameters_in_the_place_of_the_old(make):
     result = ns.convert(model, to="gn", optimizer=optimizer)
     new, trained = result.model, result.optimizer
     assert set(trained.param_groups[0]["params"]) == {
-        new.conv1.weight, new.conv1.bias, new.conv2.weight, new.conv2.bias, new.head.weight, new.head.bias,
+        new.conv1.weight,
+        new.conv1.bias,
+        new.conv2.weight,
+        new.conv2.bias,
+        new.head.weight,
+        new.head.bias,
     }
     assert set(trained.param_groups[1]["params"]) == {p for n, p in new.named_parameters() if "bn" in n}
     assert new.conv1.weight not in trained.state, "folded: its momentum belongs to the old scale"
@@ -196,7 +201,10 @@ def test_plan_and_settings_exclude_each_other():
 
 def test_scripted_and_compiled_models_are_turned_away_with_the_way_out():
     with pytest.raises(ConversionError, match="convert the Python model before scripting it"):
-        ns.convert(torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))), ns.plan(ConvNet(), to="gn"))
+        ns.convert(
+            torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))),
+            ns.plan(ConvNet(), to="gn"),
+        )
     with pytest.raises(ConversionError, match=r"convert model\._orig_mod, then compile the result"):
         ns.convert(torch.compile(ConvNet(), backend="eager"), ns.plan(ConvNet(), to="gn"))
 
@@ -219,8 +227,13 @@ def test_softening_moves_every_target_towards_the_fixed_affine():
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     for target in ("gn", "ln", "rms", "ln2d", "in"):
         gaps = [
-            (ns.convert(model, to=target, eps=eps).model.bn1(ns.convert(model, to=target, eps=eps).model.conv1(x))
-             - model.bn1(model.conv1(x))).square().mean().item()
+            (
+                ns.convert(model, to=target, eps=eps).model.bn1(ns.convert(model, to=target, eps=eps).model.conv1(x))
+                - model.bn1(model.conv1(x))
+            )
+            .square()
+            .mean()
+            .item()
             for eps in (1e-3, 1e6)
         ]
         assert gaps[1] <= gaps[0], target

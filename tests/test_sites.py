@@ -36,12 +36,17 @@ class Net(nn.Module):
 UNFOLDABLE = {
     "read twice": (lambda m, x: m.bn(y := m.conv(x)) + y, "conv's output is also read by add"),
     "after an addition": (lambda m, x: m.bn(m.conv(x) + 1), "follows add"),
-    "after a concatenation": (lambda m, x: m.bn(torch.cat([m.conv(x)[:, :4], m.conv(x)[:, :4]], 1)), "follows cat"),
+    "after a concatenation": (
+        lambda m, x: m.bn(torch.cat([m.conv(x)[:, :4], m.conv(x)[:, :4]], 1)),
+        "follows cat",
+    ),
     "after an activation": (lambda m, x: m.bn(F.relu(m.conv(x))), "follows relu"),
     "after a pool": (lambda m, x: m.bn(m.pool(m.conv(x))), "follows AvgPool2d (pool)"),
     "producer called twice": (lambda m, x: m.bn(m.conv(x)) + m.conv(2 * x), "conv is called 2 times"),
-    "norm called twice": (lambda m, x: m.bn(m.conv(x)) + m.bn(2 * x.mean(1, True) + m.conv.bias.view(1, -1, 1, 1)),
-                          "it is itself called 2 times"),
+    "norm called twice": (
+        lambda m, x: m.bn(m.conv(x)) + m.bn(2 * x.mean(1, True) + m.conv.bias.view(1, -1, 1, 1)),
+        "it is itself called 2 times",
+    ),
     "after the input": (lambda m, x: m.conv(x) + m.bn(x.repeat(1, 3, 1, 1)[:, :8]), "follows getitem"),
 }
 
@@ -83,7 +88,12 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize(
     "move",
-    [lambda y: y.flatten(0, 1), lambda y: y.transpose(1, 2), lambda y: y.transpose(-1, -2), lambda y: y.permute(0, 2, 1)],
+    [
+        lambda y: y.flatten(0, 1),
+        lambda y: y.transpose(1, 2),
+        lambda y: y.transpose(-1, -2),
+        lambda y: y.permute(0, 2, 1),
+    ],
 )
 def test_a_linear_layer_folds_through_moves_that_bring_its_channels_to_the_norm(move):
     model = randomise_(Tokens(move)).double().eval()
@@ -128,7 +138,11 @@ def test_a_mixture_of_experts_is_not_folded():
     class Mixture(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.bn, self.route = CondConv2d(3, 8, 3, num_experts=2), nn.BatchNorm2d(8), nn.Linear(3, 2)
+            self.conv, self.bn, self.route = (
+                CondConv2d(3, 8, 3, num_experts=2),
+                nn.BatchNorm2d(8),
+                nn.Linear(3, 2),
+            )
 
         def forward(self, x):
             return self.bn(self.conv(x, torch.sigmoid(self.route(x.mean((2, 3))))))

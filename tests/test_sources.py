@@ -83,7 +83,11 @@ def test_every_source_converts_to_every_target(source, target):
 
 @pytest.mark.parametrize(
     ("act", "function"),
-    [("leaky_relu", lambda x: F.leaky_relu(x, 0.01)), ("elu", lambda x: F.elu(x, 0.01)), ("identity", lambda x: x)],
+    [
+        ("leaky_relu", lambda x: F.leaky_relu(x, 0.01)),
+        ("elu", lambda x: F.elu(x, 0.01)),
+        ("identity", lambda x: x),
+    ],
 )
 def test_inplace_abn_is_read_with_its_activation(act, function):
     """The compiled inplace_abn package is not needed to convert away from it."""
@@ -154,7 +158,12 @@ def test_drop_and_act_of_a_norm_act_module_survive():
 
 
 def test_group_and_layer_norms_are_no_sources():
-    for module in (nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.InstanceNorm2d(8, track_running_stats=True), nn.ReLU()):
+    for module in (
+        nn.GroupNorm(2, 8),
+        nn.LayerNorm(8),
+        nn.InstanceNorm2d(8, track_running_stats=True),
+        nn.ReLU(),
+    ):
         assert not is_batch_norm(module)
 
 

@@ -24,9 +24,7 @@ HEAVY = "('torch', 'torchvision', 'timm', 'numpy', 'PIL')"
 )
 def test_starting_does_not_import_torch(code: str) -> None:
     check = f"import sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"
 

@@ -63,17 +63,13 @@ def test_tensors_that_differ_only_in_name_are_matched_in_order_and_it_is_said(re
     path, said = tmp_path / "w.pt", []
     torch.save(state, path)
     assert same_weights(ns.load("test_resnet", weights=path, say=said.append), resnet)
-    assert said == [
-        f"{path}: the names differ, so all {len(state)} tensors were matched in order (every shape agrees)"
-    ]
+    assert said == [f"{path}: the names differ, so all {len(state)} tensors were matched in order (every shape agrees)"]
 
 
 def test_a_file_sorted_by_name_is_not_matched_in_order(resnet, tmp_path) -> None:
     """safetensors sorts by name: layer10 before layer2, bias before weight; shapes can agree all the same."""
     save_file({renamed(key): value for key, value in resnet.state_dict().items()}, tmp_path / "w.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"does not fit ResNet: tensors \d+ missing \(.*\) and \d+ left over"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not fit ResNet: tensors \d+ missing \(.*\) and \d+ left over"):
         ns.load("test_resnet", weights=tmp_path / "w.safetensors")
 
 

@@ -25,9 +25,7 @@ def resnet() -> nn.Module:
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_write_that_fails_midway_leaves_the_old_file(
-    resnet, tmp_path, monkeypatch, ending, step: str
-) -> None:
+def test_a_write_that_fails_midway_leaves_the_old_file(resnet, tmp_path, monkeypatch, ending, step: str) -> None:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -69,7 +69,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error, at a terminal only: call what it yields with (done, total)."""
     console = err()
     bar = Progress(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,9 +20,7 @@ def convert(
     model: options.Model,
     to: Annotated[
         str,
-        typer.Option(
-            metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False
-        ),
+        typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False),
     ],
     output: Annotated[
         Path | None,
@@ -43,10 +41,15 @@ def convert(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."
-        ),
+        typer.Option("--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."),
     ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Also choose a sign and weight for each channel, from synthetic images: keeps more.",
+        ),
+    ] = True,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
     dry_run: Annotated[
@@ -61,12 +64,8 @@ def convert(
     """
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
-    settings = {
-        "groups": _groups(groups),
-        "eps": eps,
-        "keep": keep or [],
-        "set": [_pair(text) for text in set_ or []],
-    }
+    wanted_groups = _groups(groups)
+    overrides = [_pair(text) for text in set_ or []]
     from normsurgeon.norms.names import check_target
 
     check_target(to)  # before minutes of download
@@ -78,7 +77,17 @@ def convert(
 
     network = options.load(model, weights, random_init or (dry_run and weights is None))
     with status("planning …"):
-        plan = ns.plan(network, to, name=model, **settings)
+        plan = ns.plan(
+            network,
+            to,
+            name=model,
+            groups=wanted_groups,
+            eps=eps,
+            keep=keep or [],
+            set=overrides,
+            # Random weights compute nothing worth following closely.
+            balance=balance and not random_init,
+        )
     for note in plan.notes:
         say(note)
     written = None
@@ -102,9 +111,9 @@ def convert(
         say("nothing was written: -o FILE.safetensors writes the converted model")
 
 
-def _groups(text: str) -> int | str:
+def _groups(text: str) -> int | Literal["auto"]:
     if text == "auto":
-        return text
+        return "auto"
     if text.isdecimal():
         return int(text)
     raise UsageError(f"--groups takes a number or auto, not {text!r}")
@@ -138,8 +147,7 @@ def _show(plan: ConversionPlan, each_site: bool) -> None:
         )
     else:
         alike: Counter[tuple[Any, ...]] = Counter(
-            (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason))
-            for d in plan.decisions
+            (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason)) for d in plan.decisions
         )
         print_table(
             ("sites", "from", "status", "to", "groups", "whitening", "reason"),

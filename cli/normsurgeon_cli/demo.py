@@ -36,12 +36,20 @@ def demo(
     print_table(
         ("network", "same answer as BN", "KL from BN", "parameters", "seconds"),
         [
-            (row.network, f"{100 * row.agreement:.1f} %", f"{row.kl:.3f}", f"{row.parameters:,}", f"{row.seconds:.1f}")
+            (
+                row.network,
+                f"{100 * row.agreement:.1f} %",
+                f"{row.kl:.3f}",
+                f"{row.parameters:,}",
+                f"{row.seconds:.1f}",
+            )
             for row in shown.rows
         ],
         title=f"EfficientNet-Lite0, real ImageNet weights, {shown.images} views of {len(shown.seen)} photographs",
     )
-    columns = [i for i, row in enumerate(shown.rows) if row.network in ("BatchNorm (original)", "plain swap to ln", "ln")]
+    columns = [
+        i for i, row in enumerate(shown.rows) if row.network in ("BatchNorm (original)", "plain swap to ln", "ln")
+    ]
     print_table(
         ("photograph", *(shown.rows[i].network for i in columns)),
         [(line[0], *(line[1 + i] for i in columns)) for line in shown.seen],

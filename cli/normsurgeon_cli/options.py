@@ -24,13 +24,9 @@ Model = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="A state dict to load instead of the published weights.", show_default=False
-    ),
+    typer.Option(metavar="FILE", help="A state dict to load instead of the published weights.", show_default=False),
 ]
-RandomInit = Annotated[
-    bool, typer.Option("--random-init", help="The architecture alone, with random weights.")
-]
+RandomInit = Annotated[bool, typer.Option("--random-init", help="The architecture alone, with random weights.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 
 

@@ -46,9 +46,7 @@ def photographs() -> list[Path]:
         if (folder / name).is_file()
     ]
     if not found:
-        raise DataError(
-            f"the installed scikit-image and scikit-learn bring no photographs; try: {INSTALL} --upgrade"
-        )
+        raise DataError(f"the installed scikit-image and scikit-learn bring no photographs; try: {INSTALL} --upgrade")
     return found
 
 

@@ -51,9 +51,7 @@ class DataConfig:
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{name}={getattr(self, name)!r} must be a sequence of numbers") from error
         if len(self.input_size) != 3 or min(self.input_size) < 1:
-            raise UsageError(
-                f"input_size={self.input_size} must be channels, height and width, each at least 1"
-            )
+            raise UsageError(f"input_size={self.input_size} must be channels, height and width, each at least 1")
         if not len(self.mean) == len(self.std) == self.input_size[0]:
             raise UsageError(
                 f"mean has {len(self.mean)} and std {len(self.std)} numbers, and the input has "
@@ -64,9 +62,7 @@ class DataConfig:
         try:
             str_to_interp_mode(self.interpolation)
         except KeyError as error:
-            raise UsageError(
-                f"interpolation={self.interpolation!r} is unknown; try bicubic or bilinear"
-            ) from error
+            raise UsageError(f"interpolation={self.interpolation!r} is unknown; try bicubic or bilinear") from error
         if not 0 < self.crop_pct < math.inf:
             raise UsageError(f"crop_pct={self.crop_pct!r} must be above 0; most networks use 0.875 to 1")
         if self.crop_mode not in CROP_MODES:
@@ -94,9 +90,7 @@ class DataConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types that JSON keeps as they are."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:

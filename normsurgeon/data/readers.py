@@ -24,9 +24,7 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
         with Image.open(file) as image:
             image.load()
             return image
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error included
+    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error included
         what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else brief(error)
         raise DataError(f"{name} cannot be read ({what}); try opening it in a viewer") from error
 
@@ -79,9 +77,7 @@ class Indexed:
         try:
             image, target, *_ = self.dataset[index]
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(
-                f"{self.name}[{index}] cannot be read ({brief(error)}); try another split"
-            ) from error
+            raise DataError(f"{self.name}[{index}] cannot be read ({brief(error)}); try another split") from error
         if not isinstance(image, Image.Image):
             image = read_image(image, f"{self.name}[{index}]")
         return image, _label(target, self.name)
@@ -109,8 +105,7 @@ def _label(target: Any, name: str) -> int | None:
         number = int(target)
     except (TypeError, ValueError) as error:
         raise DataError(
-            f"{name} has targets like {str(target)[:40]!r}, which are no class numbers; "
-            "try a classification data set"
+            f"{name} has targets like {str(target)[:40]!r}, which are no class numbers; try a classification data set"
         ) from error
     return number if number >= 0 else None  # -1 is timm's sign for no label
 

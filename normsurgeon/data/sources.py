@@ -130,9 +130,7 @@ def open_source(
     path = Path(text).expanduser()
     if path.is_dir():
         if split is not None and not (path / split).is_dir():
-            raise UsageError(
-                f"{text} has no folder {split}; leave out split={split!r}, or try one of its folders"
-            )
+            raise UsageError(f"{text} has no folder {split}; leave out split={split!r}, or try one of its folders")
         return _open_folder(path / split if split else path, text, classes)
     if path.exists():
         raise DataError(f"{text} is a file; try the folder that it is in: {FORMS}")
@@ -175,9 +173,7 @@ def _open_dataset(name: str, root: str | os.PathLike[str] | None, split: str, do
     try:
         with redirect_stdout(sys.stderr):  # readers print, and standard output belongs to --json
             dataset = create_dataset(name, root=where, split=split, download=download)
-            reader = getattr(
-                dataset, "reader", dataset
-            )  # timm's own dataset reads the next image for a broken one
+            reader = getattr(dataset, "reader", dataset)  # timm's own dataset reads the next image for a broken one
             if not hasattr(reader, "__getitem__"):
                 return ImageSource(name, Stream(name, dataset), labelled=True)
             if not len(reader):
@@ -215,12 +211,8 @@ def _listing(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
             seen = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: _order(e.name))
             folders = [entry.path for entry in seen if entry.is_dir()]
     except OSError as error:
-        raise DataError(
-            f"the folder {folder} cannot be listed ({brief(error)}); try its permissions"
-        ) from error
-    images = [
-        e.path for e in seen if os.path.splitext(e.name)[1].lower() in endings and e.path not in folders
-    ]
+        raise DataError(f"the folder {folder} cannot be listed ({brief(error)}); try its permissions") from error
+    images = [e.path for e in seen if os.path.splitext(e.name)[1].lower() in endings and e.path not in folders]
     return images, folders
 
 

@@ -66,46 +66,49 @@ class ProducerFinder:
                     name = self.name_of(path, node)
                     self.node_calls[name] = self.node_calls.get(name, 0) + 1
                 elif node.op == "get_attr":
-                    self.read_directly.add(id(_attribute(self._root(path), node.target)))
+                    self.read_directly.add(id(_attribute(self._root(path), str(node.target))))
 
     def _root(self, path: str) -> nn.Module:
         return self.traced.skeleton.get_submodule(path)
 
     def name_of(self, path: str, node: fx.Node) -> str:
         """The module path, within the whole model, that a ``call_module`` node of the graph at ``path`` calls."""
-        return self.canonical[id(self._root(path).get_submodule(node.target))]
+        return self.canonical[id(self._module(path, node))]
 
     def find(self, path: str, norm: fx.Node, rank: int | None) -> Producer:
         """The producer of the batch norm called by ``norm`` in the graph at ``path``; its input has ``rank`` dims."""
-        source = norm.args[0] if norm.args else norm.kwargs.get("input")
-        if not isinstance(source, fx.Node):
+        given = norm.args[0] if norm.args else norm.kwargs.get("input")
+        if not isinstance(given, fx.Node):
             return Producer(None, None, "its input is a constant")
-        reader, moved = norm, []
+        source, reader = given, norm
+        moved: list[tuple[Any, ...]] = []
         while True:
-            others = [
-                user for user in source.users if user is not reader and not reads_only_shape(user, source)
-            ]
+            others = [user for user in source.users if user is not reader and not reads_only_shape(user, source)]
             if others:
                 who = f"{self._describe(path, source)}'s output" if source.op == "call_module" else "its input"
                 return replace(
                     self._named(path, source), reason=f"{who} is also read by {self._describe(path, others[0])}"
                 )
             step = self._channel_move(path, source)
-            if step is None:
+            before = source.args[0] if source.args else None
+            if step is None or not isinstance(before, fx.Node):
                 break
             moved.append(step)
-            reader, source = source, source.args[0]
+            reader, source = source, before
         if source.op != "call_module":
             return Producer(None, None, f"follows {self._describe(path, source)}")
-        module = self._root(path).get_submodule(source.target)
         found = self._named(path, source)
+        module = self._module(path, source)
         reason = self._why_not(module, found.name or "") or _why_misaligned(module, moved, rank)
         return replace(found, reason=reason)
+
+    def _module(self, path: str, node: fx.Node) -> nn.Module:
+        return self._root(path).get_submodule(str(node.target))
 
     def _named(self, path: str, node: fx.Node) -> Producer:
         if node.op != "call_module":
             return Producer(None, None, None)
-        module = self._root(path).get_submodule(node.target)
+        module = self._module(path, node)
         return Producer(self.name_of(path, node), type(module).__name__, None)
 
     def _why_not(self, module: nn.Module, name: str) -> str | None:
@@ -136,7 +139,7 @@ class ProducerFinder:
             return None
         rest = node.args[1:]
         if node.op == "call_module":
-            module = self._root(path).get_submodule(node.target)
+            module = self._module(path, node)
             return ("same",) if type(module) is nn.Identity else None
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if name == "contiguous":
@@ -186,9 +189,9 @@ def _doubles(module: nn.Module) -> bool:
                 shape = (1, probe.in_channels, *[side] * len(probe.kernel_size))
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
             before = probe(x)
-            for tensor in (probe.weight, probe.bias):
-                if tensor is not None:
-                    tensor.mul_(2)
+            for own in (probe.weight, probe.bias):
+                if own is not None:
+                    own.mul_(2)
             return torch.allclose(probe(x), 2 * before, rtol=1e-9, atol=1e-9)
     except Exception:  # a foreign forward may raise anything; then nothing is proven
         return False

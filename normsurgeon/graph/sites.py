@@ -73,7 +73,8 @@ class NormSite:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NormSite:
         """The inverse of ``to_dict``."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**facts)
 
 
 def find_sites(model: nn.Module | TracedModel, example_input: Tensor | None = None) -> tuple[NormSite, ...]:
@@ -172,7 +173,11 @@ def _module_site(
 def _functional_site(traced: TracedModel, path: str, node: fx.Node) -> NormSite:
     input_shape, output_shape = traced.shapes.get(node.name, (None, None))
     arguments = dict(
-        zip(("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"), node.args)
+        zip(
+            ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+            node.args,
+            strict=False,
+        )
     ) | dict(node.kwargs)
     eps = arguments.get("eps", 1e-5)
     statistics = [arguments.get(key) for key in ("running_mean", "running_var")]
@@ -232,10 +237,9 @@ def _activation_after(traced: TracedModel, path: str, node: fx.Node) -> str | No
         return None
     user = next(iter(node.users))
     if user.op == "call_module":
-        module = traced.skeleton.get_submodule(path).get_submodule(user.target)
+        module = traced.skeleton.get_submodule(path).get_submodule(str(user.target))
         if "activation" in type(module).__module__ and not isinstance(module, nn.MultiheadAttention):
             return type(module).__name__
         return None
     name = getattr(user.target, "__name__", str(user.target))
     return name if name in ("relu", "relu_", "gelu", "silu", "sigmoid", "hardswish", "elu", "leaky_relu") else None
-

@@ -53,9 +53,9 @@ def skeleton_of(model: nn.Module) -> nn.Module:
 
 def _ghost(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.parameter.UninitializedParameter):
-        return nn.parameter.UninitializedParameter(device="meta")
+        return nn.parameter.UninitializedParameter(device="meta")  # type: ignore[call-arg]
     if isinstance(tensor, nn.parameter.UninitializedBuffer):
-        return nn.parameter.UninitializedBuffer(device="meta")
+        return nn.parameter.UninitializedBuffer(device="meta")  # type: ignore[call-arg]
     ghost = torch.empty_like(tensor, device="meta", requires_grad=False)
     return nn.Parameter(ghost, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
 

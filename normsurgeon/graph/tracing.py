@@ -59,11 +59,7 @@ class NormTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: batch norms, timm's untraceable modules, torch's own modules."""
-        return (
-            is_batch_norm(m)
-            or isinstance(m, self._leaves)
-            or super().is_leaf_module(m, module_qualified_name)
-        )
+        return is_batch_norm(m) or isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, example_input: Tensor | None = None) -> TracedModel:

@@ -168,7 +168,5 @@ def auto_groups(channels: int, most: int = 32, least_width: int = 16) -> int:
     >>> auto_groups(256), auto_groups(2048), auto_groups(24), auto_groups(72)
     (16, 32, 1, 4)
     """
-    fitting = (
-        groups for groups in range(most, 0, -1) if channels % groups == 0 and channels // groups >= least_width
-    )
+    fitting = (groups for groups in range(most, 0, -1) if channels % groups == 0 and channels // groups >= least_width)
     return next(fitting, 1)

@@ -54,16 +54,17 @@ class _ChannelNorm(nn.Module):
         return self.act(self.drop(y))
 
     def extra_repr(self) -> str:
+        """Channels, eps, affine."""
         return f"{self.num_channels}, eps={self.eps:g}, affine={self.affine}"
 
 
 class ChannelAffine(_ChannelNorm):
     """``y = weight * x + bias`` per channel: a BatchNorm in eval mode, frozen into two vectors.
 
-        >>> import torch
-        >>> layer = ChannelAffine(3)
-        >>> layer(torch.ones(2, 3, 4, 4)).shape
-        torch.Size([2, 3, 4, 4])
+    >>> import torch
+    >>> layer = ChannelAffine(3)
+    >>> layer(torch.ones(2, 3, 4, 4)).shape
+    torch.Size([2, 3, 4, 4])
     """
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -71,6 +72,7 @@ class ChannelAffine(_ChannelNorm):
         return x
 
     def extra_repr(self) -> str:
+        """Channels."""
         return f"{self.num_channels}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d, SyncBatchNormAct
@@ -76,7 +77,7 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, BATCH_NORMS)
 
 
-def read(module: nn.Module) -> BatchNormReading:
+def read(module: Any) -> BatchNormReading:
     """Read a batch norm's statistics, affine, eps and fused activation. Tensors are the module's own, not copies."""
     weight, bias = module.weight, module.bias
     mean, var = module.running_mean, module.running_var
@@ -104,7 +105,7 @@ def read(module: nn.Module) -> BatchNormReading:
 
 def why_unreadable(module: nn.Module) -> str | None:
     """Why a batch norm's function cannot be known from its buffers, or None when it can."""
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return "lazy and not yet initialised: run the model once on an example first"
     if type(module).__module__.startswith("torch.ao."):
         return f"quantized ({type(module).__name__}): convert before quantizing"
@@ -121,7 +122,8 @@ def why_unreadable(module: nn.Module) -> str | None:
 
 def eval_affine(reading: BatchNormReading) -> tuple[Tensor, Tensor]:
     """The eval-mode function as float64 ``(scale, shift)``, each of shape (C,): ``y = scale * x + shift``."""
-    assert reading.mean is not None and reading.var is not None
+    assert reading.mean is not None
+    assert reading.var is not None
     scale = torch.rsqrt(reading.var.double() + reading.eps)
     if reading.weight is not None:
         scale = scale * reading.weight.double()

@@ -51,8 +51,10 @@ class Request:
                 raise TargetError(f"groups={self.groups} belongs to the target gn, and the target is {target.name}")
         if self.groups is not None and self.groups < 1:
             raise TargetError(f"groups must be at least 1, not {self.groups}; or leave it at auto")
-        if self.eps is not None and not self.eps > 0:
-            raise TargetError(f"eps must be positive, not {self.eps}; or leave it out for the batch norm's own")
+        if self.eps is not None and not 0 < self.eps < float("inf"):
+            raise TargetError(
+                f"eps must be positive and finite, not {self.eps}; or leave it out for the batch norm's own"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,19 @@ class ConversionPlan:
         """
         return self._change(patterns, Request(None))
 
-    def set(
-        self, pattern: str, target: str, groups: int | None = None, eps: float | None = None
-    ) -> ConversionPlan:
+    def set(self, pattern: str, target: str, groups: int | None = None, eps: float | None = None) -> ConversionPlan:
         """A plan that converts the matching sites to ``target`` instead.
 
         :raises PatternError: when the pattern matches no site.
         :raises TargetError: for an unknown target, or groups that do not divide.
         """
-        request = Request(target, groups, self.request.eps if eps is None else eps, self.request.as_graph, self.request.balance)
+        request = Request(
+            target,
+            groups,
+            self.request.eps if eps is None else eps,
+            self.request.as_graph,
+            self.request.balance,
+        )
         return self._change((pattern,), request)
 
     def _change(self, patterns: Sequence[str], request: Request) -> ConversionPlan:
@@ -296,6 +302,7 @@ def decide(site: NormSite, request: Request) -> Decision:
     if site.functional and not request.as_graph:
         return Decision(site, "refused", reason="a functional call, not a module: as_graph=True converts it")
     target = find_target(request.target)
+    reason: str | None
     if not site.has_statistics:
         if target.exact:
             return Decision(site, "refused", reason="no running statistics: it has no fixed function to keep")
@@ -311,9 +318,7 @@ def decide(site: NormSite, request: Request) -> Decision:
     return _per_sample(site, target, request, "affine", site.reason)
 
 
-def _per_sample(
-    site: NormSite, target: Target, request: Request, whitening: Whitening, reason: str | None
-) -> Decision:
+def _per_sample(site: NormSite, target: Target, request: Request, whitening: Whitening, reason: str | None) -> Decision:
     """Choose the groups, and guard against pools too small to have statistics."""
     groups = None
     if target.name == "gn":
@@ -360,5 +365,3 @@ def _notes(traced: TracedModel) -> tuple[str, ...]:
     if traced.shape_problem:
         notes.append(f"shapes are unknown: {traced.shape_problem}")
     return tuple(notes)
-
-

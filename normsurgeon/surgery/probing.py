@@ -70,9 +70,7 @@ def synthetic_images(count: int, channels: int, size: tuple[int, int], seed: int
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     slopes = 0.8 + 0.8 * torch.rand(count, 1, 1, 1, generator=generator)
-    frequency = torch.sqrt(
-        torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width)[None].square()
-    )
+    frequency = torch.sqrt(torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width)[None].square())
     frequency[0, 0] = 1 / max(height, width)
     noise = torch.randn(count, channels, height, width, generator=generator)
     field = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**slopes, s=(height, width))
@@ -94,7 +92,7 @@ def _discs(count: int, channels: int, height: int, width: int, generator: torch.
     canvas = torch.randn(count, channels, 1, 1, generator=generator).repeat(1, 1, height, width)
     for _ in range(40):
         across, down, radius = torch.rand(3, count, 1, 1, generator=generator)
-        radius = 0.04 * (15 ** radius)
+        radius = 0.04 * (15**radius)
         inside = ((x - across).square() + (y - down).square() < radius.square())[:, None]
         canvas = torch.where(inside, torch.randn(count, channels, 1, 1, generator=generator), canvas)
     return canvas
@@ -131,14 +129,18 @@ def _batch_statistics(module: nn.Module, name: str | None, found: dict[str, Feat
     def forward(x: Tensor) -> Tensor:
         axes = [0, *range(2, x.ndim)]
         var_C, mean_C = torch.var_mean(x, axes, correction=0)
-        xhat = (x - per_channel(mean_C, x)) * per_channel(torch.rsqrt(var_C + reading.eps), x)
+        scale_C = torch.rsqrt(var_C + reading.eps)
+        # In place on one copy: activations are what a probe's memory goes to.
+        xhat = (x - per_channel(mean_C, x)).mul_(per_channel(scale_C, x))
         if name is not None and name not in found:
-            means_NC = xhat.flatten(2).mean(2) if x.ndim > 2 else xhat
+            means_NC = xhat.flatten(2).mean(2) if x.ndim > 2 else xhat.clone()
             square = xhat.square()
-            kurtosis_C = square.square().mean(axes) / square.mean(axes).square().clamp_min(1e-12) - 3
+            second_C = square.mean(axes)
+            kurtosis_C = square.square_().mean(axes) / second_C.square().clamp_min(1e-12) - 3
+            del square
             found[name] = FeatureProbe(means_NC.float(), kurtosis_C.float())
         if reading.weight is not None and reading.bias is not None:
-            xhat = xhat * per_channel(reading.weight, x) + per_channel(reading.bias, x)
+            xhat.mul_(per_channel(reading.weight, x)).add_(per_channel(reading.bias, x))
         for part in (reading.drop, reading.act):
             xhat = part(xhat) if part is not None else xhat
         return xhat

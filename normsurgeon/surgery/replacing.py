@@ -104,6 +104,6 @@ def _update_optimizer(
                     seen.add(successor)
                     renewed.append(successor)
         group["params"] = renewed
-    for parameter in list(optimizer.state):
-        if parameter not in seen or parameter in touched:
-            del optimizer.state[parameter]
+    for stale in list(optimizer.state):
+        if stale not in seen or stale in touched:
+            del optimizer.state[stale]

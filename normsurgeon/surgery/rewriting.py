@@ -81,7 +81,12 @@ def convert(
     (True, True)
     """
     settings = {
-        "groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance,
+        "groups": groups,
+        "eps": eps,
+        "keep": keep,
+        "set": set,
+        "as_graph": as_graph,
+        "balance": balance,
     }
     plan = _settled(model, plan, to, example_input, settings)
     new_model, new_optimizer = copy_model(model, optimizer)
@@ -134,7 +139,11 @@ def _settled(
     settings: dict[str, Any],
 ) -> ConversionPlan:
     if given is not None:
-        named = [key for key, value in settings.items() if value not in ("auto", None, (), [], {}) and not isinstance(value, bool)]
+        named = [
+            key
+            for key, value in settings.items()
+            if value not in ("auto", None, (), [], {}) and not isinstance(value, bool)
+        ]
         if to is not None or named:
             raise UsageError(f"a plan says it all: leave out {', '.join(filter(None, [to and 'to', *named]))}")
         return given
@@ -286,6 +295,9 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
             call = graph_module.graph.call_module(f"converted_{node.name}", (arguments["input"],))
         node.replace_all_uses_with(call)
         graph_module.graph.erase_node(node)
+    for kept in ("pretrained_cfg", "_normsurgeon_origin"):  # what a checkpoint and pre-processing need
+        if hasattr(model, kept):
+            setattr(graph_module, kept, getattr(model, kept))
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module

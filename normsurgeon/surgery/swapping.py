@@ -67,7 +67,7 @@ def swap_layers(
 
 
 def _chosen(model: nn.Module, match: Match) -> dict[str, nn.Module]:
-    named = dict(model.named_modules())
+    named: dict[str, nn.Module] = dict(model.named_modules())
     if isinstance(match, str):
         names = select(match, [name for name in named if name], what="layer")
         return {name: named[name] for name in names}

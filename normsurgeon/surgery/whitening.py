@@ -40,7 +40,8 @@ class Affine:
 
 def moments_of(reading: BatchNormReading) -> Moments:
     """The running statistics, float64."""
-    assert reading.mean is not None and reading.var is not None
+    assert reading.mean is not None
+    assert reading.var is not None
     return Moments(reading.mean.detach().double(), reading.var.detach().double())
 
 
