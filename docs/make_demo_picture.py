@@ -5,7 +5,6 @@ python docs/make_demo_picture.py
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -17,7 +16,7 @@ from normsurgeon_cli import demo
 from rich.console import Console
 
 PICTURE = Path(__file__).resolve().with_name("demo.svg")
-COLUMNS = 100
+COLUMNS = 84
 FONTS = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
@@ -34,11 +33,12 @@ def main() -> None:
     # The command's own tables, on a console that records: the picture cannot drift from the program.
     with (
         tempfile.TemporaryDirectory() as folder,
-        contextlib.chdir(folder),
         patch("normsurgeon_cli.console.out", lambda: console),
         patch("normsurgeon_cli.demo.out", lambda: console),
     ):
+        os.chdir(folder)  # so that the last line shows no folder
         demo.demo(Path("demo-ln.safetensors"))
+        os.chdir(PICTURE.parent)
     svg = without_web_fonts(console.export_svg(title="normsurgeon demo"))
     scratch = PICTURE.with_suffix(".tmp")
     scratch.write_text(svg, encoding="utf-8")

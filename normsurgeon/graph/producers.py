@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class ProducerFinder:
                     name = self.name_of(path, node)
                     self.node_calls[name] = self.node_calls.get(name, 0) + 1
                 elif node.op == "get_attr":
-                    self.read_directly.add(id(_attribute(self._root(path), str(node.target))))
+                    self.read_directly.add(id(attrgetter(str(node.target))(self._root(path))))
 
     def _root(self, path: str) -> nn.Module:
         return self.traced.skeleton.get_submodule(path)
@@ -85,9 +86,9 @@ class ProducerFinder:
         while True:
             others = [user for user in source.users if user is not reader and not reads_only_shape(user, source)]
             if others:
-                who = f"{self._describe(path, source)}'s output" if source.op == "call_module" else "its input"
+                who = f"{self.describe(path, source)}'s output" if source.op == "call_module" else "its input"
                 return replace(
-                    self._named(path, source), reason=f"{who} is also read by {self._describe(path, others[0])}"
+                    self._named(path, source), reason=f"{who} is also read by {self.describe(path, others[0])}"
                 )
             step = self._channel_move(path, source)
             before = source.args[0] if source.args else None
@@ -96,7 +97,7 @@ class ProducerFinder:
             moved.append(step)
             reader, source = source, before
         if source.op != "call_module":
-            return Producer(None, None, f"follows {self._describe(path, source)}")
+            return Producer(None, None, f"follows {self.describe(path, source)}")
         found = self._named(path, source)
         module = self._module(path, source)
         reason = self._why_not(module, found.name or "") or _why_misaligned(module, moved, rank)
@@ -149,7 +150,8 @@ class ProducerFinder:
             return (name, *rest, *options)
         return None
 
-    def _describe(self, path: str, node: fx.Node) -> str:
+    def describe(self, path: str, node: fx.Node) -> str:
+        """A node of the graph at ``path`` in the words of an explanation."""
         if node.op == "call_module":
             return self.name_of(path, node)
         if node.op == "placeholder":
@@ -221,10 +223,3 @@ def _why_misaligned(module: nn.Module, moved: list[tuple[Any, ...]], rank: int |
         elif kind == "flatten" and not (numbers and numbers[0] > axis):
             return "its channels are flattened away before the norm"
     return None if axis == 1 else "its channels are not the norm's channels"
-
-
-def _attribute(root: nn.Module, target: str) -> Any:
-    value: Any = root
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value

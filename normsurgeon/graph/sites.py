@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from normsurgeon.graph.producers import Producer, ProducerFinder
-from normsurgeon.graph.tracing import TracedModel, is_functional_batch_norm, trace
+from normsurgeon.graph.tracing import TracedModel, batch_norm_arguments, is_functional_batch_norm, trace
 from normsurgeon.norms import sources
 
 
@@ -145,7 +145,7 @@ def _module_site(
         producer = finder.find(path, node, len(input_shape) if input_shape else None)
         if calls > 1:
             producer = Producer(producer.name, producer.class_name, f"it is itself called {calls} times")
-        readers = tuple(finder._describe(path, user) for user in node.users)
+        readers = tuple(finder.describe(path, user) for user in node.users)
         activation = activation or _activation_after(traced, path, node)
     tensors = [t for t in (reading.weight, reading.bias) if t is not None]
     return NormSite(
@@ -172,13 +172,7 @@ def _module_site(
 
 def _functional_site(traced: TracedModel, path: str, node: fx.Node) -> NormSite:
     input_shape, output_shape = traced.shapes.get(node.name, (None, None))
-    arguments = dict(
-        zip(
-            ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-            node.args,
-            strict=False,
-        )
-    ) | dict(node.kwargs)
+    arguments = batch_norm_arguments(node)
     eps = arguments.get("eps", 1e-5)
     statistics = [arguments.get(key) for key in ("running_mean", "running_var")]
     constant = all(isinstance(s, fx.Node) and s.op == "get_attr" for s in statistics)

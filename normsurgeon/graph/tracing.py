@@ -109,6 +109,12 @@ def is_functional_batch_norm(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (F.batch_norm, torch.batch_norm)
 
 
+def batch_norm_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a functional batch norm's call, by name."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
 def _floating_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 

@@ -20,7 +20,9 @@ from torch import Tensor
 from normsurgeon.norms.catalogue import Target
 from normsurgeon.surgery.probing import FeatureProbe
 
-TAIL_POWER = 0.25
+TAIL_POWER = {True: 0.25, False: 0.4}
+"""How strongly tails are weighed down, for norms that remove a mean and for those that do not (docs/decisions.md)."""
+
 MOST = 4.0
 SWEEPS = 2
 
@@ -32,7 +34,7 @@ def balance(probe: FeatureProbe, target: Target, groups: int) -> Tensor:
     """
     pools = groups if target.pools == "groups" else 1
     kurtosis = torch.nan_to_num(probe.kurtosis_C.double(), nan=0.0).clamp(-1.5, 200.0)
-    weight_GC = (kurtosis + 2).pow(-TAIL_POWER).view(pools, -1)
+    weight_GC = (kurtosis + 2).pow(-TAIL_POWER[target.centres]).view(pools, -1)
     alpha_GC = (weight_GC / weight_GC.mean(1, keepdim=True)).sqrt().clamp(1 / MOST, MOST)
     if target.centres and alpha_GC.shape[1] > 1:
         means_NGC = probe.means_NC.double().view(len(probe.means_NC), pools, -1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from normsurgeon.errors import ConversionError, UsageError
-from normsurgeon.graph.tracing import is_functional_batch_norm, symbolic_trace
+from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, find_target
 from normsurgeon.surgery import whitening
@@ -279,12 +280,11 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
         decision = functional.get(node.name)
         if decision is None or not is_functional_batch_norm(node):
             continue
-        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-        arguments = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        arguments = batch_norm_arguments(node)
         stand_in = nn.BatchNorm2d(decision.site.channels, eps=decision.site.eps)
         for key in ("running_mean", "running_var", "weight", "bias"):
             source = arguments.get(key)
-            value = _fetch(graph_module, source.target) if isinstance(source, fx.Node) else None
+            value = attrgetter(str(source.target))(graph_module) if isinstance(source, fx.Node) else None
             if key in stand_in._buffers:
                 stand_in._buffers[key] = value
             else:
@@ -301,10 +301,3 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module
-
-
-def _fetch(root: nn.Module, target: Any) -> Any:
-    value: Any = root
-    for part in str(target).split("."):
-        value = getattr(value, part)
-    return value

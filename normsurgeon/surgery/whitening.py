@@ -89,11 +89,13 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
     if isinstance(producer, _ConvTransposeNd):
         # The weight is (in, out / groups, *kernel): output channels run over groups first, then dimension 1.
         per_group = weight.shape[1]
-        wide = weight.detach().double().reshape(producer.groups, -1, *weight.shape[1:])
         factors = scale.view(producer.groups, 1, per_group, *[1] * (weight.ndim - 2))
-        scaled = (wide * factors).reshape(weight.shape)
+        blocks = (producer.groups, -1, *weight.shape[1:])
     else:
-        scaled = weight.detach().double() * scale.view(-1, *[1] * (weight.ndim - 1))
+        factors = scale.view(-1, *[1] * (weight.ndim - 1))
+        blocks = tuple(weight.shape)
+    # One float64 copy of one weight at a time is all the memory that folding takes.
+    scaled = weight.detach().to(torch.float64, copy=True).reshape(blocks).mul_(factors).reshape(weight.shape)
     bias: nn.Parameter = producer.bias  # type: ignore[assignment]
     with torch.no_grad():
         weight.copy_(scaled)

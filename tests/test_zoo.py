@@ -1,0 +1,43 @@
+"""The zoo's own check, on one architecture a family: every BN accounted for, output shapes as before."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from families import SMALLEST
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo.py"
+spec = importlib.util.spec_from_file_location("zoo", SCRIPT)
+zoo = importlib.util.module_from_spec(spec)
+sys.modules["zoo"] = zoo  # dataclasses look their module up
+spec.loader.exec_module(zoo)
+
+
+@pytest.mark.parametrize("family", SMALLEST)
+def test_every_family_converts_with_every_batch_norm_accounted_for(family):
+    outcome = zoo.examine(SMALLEST[family], "gn")
+    assert outcome.failure is None
+    assert outcome.batch_norms > 0
+    assert outcome.counts == {"converted": outcome.batch_norms, "kept": 0, "refused": 0}
+    assert outcome.traced_by == "fx"
+
+
+@pytest.mark.parametrize("target", ["ln", "ln2d", "in", "rms", "rms2d", "affine", "fold"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "levit_128s", "test_coatnet"])
+def test_every_target_runs_on_convolutions_and_tokens(name, target):
+    outcome = zoo.examine(name, target)
+    assert outcome.failure is None
+    assert outcome.counts["converted"] == outcome.batch_norms
+
+
+def test_a_failure_is_reported_and_not_swallowed(monkeypatch):
+    monkeypatch.setattr("normsurgeon.surgery.rewriting.convert_", lambda model, plan: None)
+    assert zoo.examine("test_resnet", "gn").failure == "15 batch norms left, 0 expected"
+
+
+def test_an_architecture_without_batch_norm_is_no_part_of_the_zoo():
+    outcome = zoo.examine("test_vit", "gn")
+    assert (outcome.batch_norms, outcome.failure) == (0, None)
