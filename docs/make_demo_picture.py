@@ -21,6 +21,7 @@ FONTS = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 
 def main() -> None:
+    """Run the demo and write the picture."""
     console = Console(
         record=True,
         width=COLUMNS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def of(program: str) -> list[str]:
     return [command for command in commands() if command.split()[0] == program]
 
 
-@pytest.mark.skipif(not pytest.importorskip("importlib.util").find_spec("skimage"), reason="needs normsurgeon[demo]")
+@pytest.mark.skipif(find_spec("skimage") is None, reason="needs normsurgeon[demo]")
 def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = fenced("python")
