@@ -27,7 +27,7 @@ demo: $(VENV)/.demo       ## real weights, photographs, four conversions
 	$(BIN)/normsurgeon demo
 
 test: $(VENV)/.dev        ## the fast tests, documentation examples and notebooks included
-	$(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-slow: $(VENV)/.dev   ## what takes minutes
 	$(BIN)/python -m pytest --override-ini addopts="-q --strict-markers" -m slow

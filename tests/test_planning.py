@@ -79,6 +79,7 @@ def test_keep_is_stronger_than_set_and_the_last_set_wins():
 def test_a_plan_is_edited_by_making_a_new_one():
     plan = ns.plan(ConvNet(), to="gn")
     edited = plan.keep("bn1").set("bn2", "rms").set("bn3", "gn", groups=4)
+    assert plan.set("bn3", "gn:4") == plan.set("bn3", "gn", groups=4)
     assert [d.target for d in edited.decisions] == [None, "rms", "gn"]
     assert edited.decisions[2].groups == 4
     assert [d.target for d in plan.decisions] == ["gn", "gn", "gn"]

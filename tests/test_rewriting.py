@@ -195,6 +195,8 @@ def test_plan_and_settings_exclude_each_other():
     plan = ns.plan(ConvNet(), to="gn")
     with pytest.raises(UsageError, match="a plan says it all: leave out to, groups"):
         ns.convert(ConvNet(), plan, to="ln", groups=4)
+    with pytest.raises(UsageError, match="a plan says it all: leave out balance"):
+        ns.convert(ConvNet(), plan, balance=False)
     with pytest.raises(UsageError, match="say what to convert to"):
         ns.convert(ConvNet())
 

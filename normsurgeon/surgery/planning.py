@@ -148,13 +148,8 @@ class ConversionPlan:
         :raises PatternError: when the pattern matches no site.
         :raises TargetError: for an unknown target, or groups that do not divide.
         """
-        request = Request(
-            target,
-            groups,
-            self.request.eps if eps is None else eps,
-            self.request.as_graph,
-            self.request.balance,
-        )
+        request = _parse_target(target, self.request)
+        request = replace(request, groups=groups or request.groups, eps=request.eps if eps is None else eps)
         return self._change((pattern,), request)
 
     def _change(self, patterns: Sequence[str], request: Request) -> ConversionPlan:
@@ -252,7 +247,7 @@ def plan(
     keep            globs of sites to leave alone; stronger than ``set``
     set             {glob: target}, the last match wins; "gn:8" sets the groups, too
     balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
-                    of the function for one forward pass of 48 small images (see ``surgery.balancing``)
+                    of the function for one forward pass of 64 small images (see ``surgery.balancing``)
     as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
     example_input   a tensor whose shape the model accepts, where timm's configuration does not tell
 

@@ -35,7 +35,7 @@ class FeatureProbe:
 
 
 def probe_features(
-    model: nn.Module, names: Sequence[str], input_shape: tuple[int, ...], images: int = 48, side: int = 64
+    model: nn.Module, names: Sequence[str], input_shape: tuple[int, ...], images: int = 64, side: int = 64
 ) -> dict[str, FeatureProbe]:
     """Run synthetic images through ``model``, which is left alone, and describe the input of the named batch norms.
 

@@ -21,6 +21,10 @@ from normsurgeon.surgery.probing import FeatureProbe, probe_features
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
 
 
+DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
+"""The settings of a plan, as they are when nothing is asked for."""
+
+
 @dataclass
 class Conversion:
     """What ``convert`` returns.
@@ -140,11 +144,7 @@ def _settled(
     settings: dict[str, Any],
 ) -> ConversionPlan:
     if given is not None:
-        named = [
-            key
-            for key, value in settings.items()
-            if value not in ("auto", None, (), [], {}) and not isinstance(value, bool)
-        ]
+        named = [key for key, value in settings.items() if value != DEFAULTS[key] and value not in ([], {})]
         if to is not None or named:
             raise UsageError(f"a plan says it all: leave out {', '.join(filter(None, [to and 'to', *named]))}")
         return given
