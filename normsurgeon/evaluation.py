@@ -169,7 +169,8 @@ class _Scores:
             loss=self.loss / self.images if self.labelled else None,
             images_per_second=sum(count for count, _ in timings) / max(seconds, 1e-9),
             agreement=None if self.agreeing is None else self.agreeing / self.images,
-            kl=None if self.agreeing is None else max(self.kl / self.images, 0.0) if self.kl == self.kl else math.nan,
+            # Rounding can take it below zero; nan stays nan.
+            kl=None if self.agreeing is None else max(self.kl / self.images, 0.0),
             top1_stderr=math.sqrt(top1 * (1 - top1) / self.images) if self.labelled else None,
             nonfinite=self.nonfinite,
             skipped_files=skipped,

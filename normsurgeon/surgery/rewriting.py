@@ -20,7 +20,6 @@ from normsurgeon.surgery.planning import ConversionPlan, Decision, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
 
-
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
 """The settings of a plan, as they are when nothing is asked for."""
 
