@@ -15,7 +15,8 @@ from normsurgeon.checkpoints import save
 from normsurgeon.data.demo import photographs
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.evaluation import evaluate
+from normsurgeon.evaluation import compare_logits
+from normsurgeon.inference import classifier_logits
 from normsurgeon.loading import load
 from normsurgeon.surgery.plain import plain_swap
 from normsurgeon.surgery.rewriting import convert
@@ -60,10 +61,11 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
     """
     model = load("demo")
     files = [file for file in photographs() if file.stem not in UNLIKE_IMAGENET]
-    batches = list(views(files, DataConfig.of(model)).split(VIEWS * 3))
+    images = views(files, DataConfig.of(model))
     names = class_names_for(model) or []
-    whole = torch.cat([batch[::VIEWS] for batch in batches])
-    rows, answers = [], []
+    rows: list[Row] = []
+    answers: list[list[str]] = []
+    reference: Tensor | None = None
     for step, label in enumerate(ROWS):
         on_progress(step, len(ROWS))
         started = time.perf_counter()
@@ -76,16 +78,17 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
             if label == "ln":
                 save(result, output)
         seconds = time.perf_counter() - started
-        judged = evaluate(network, ((batch, None) for batch in batches), baseline=model)
-        assert judged.agreement is not None
-        assert judged.kl is not None
-        parameters = sum(p.numel() for p in network.parameters())
-        rows.append(Row(label, judged.agreement, judged.kl, parameters, seconds))
         with torch.inference_mode():
-            answers.append([names[i].split(",")[0] for i in network(whole).argmax(1).tolist()])
+            logits = torch.cat([classifier_logits(network, batch).double() for batch in images.split(2 * VIEWS)])
+        reference = logits if reference is None else reference
+        same, kl = compare_logits(logits, reference)
+        parameters = sum(p.numel() for p in network.parameters())
+        rows.append(Row(label, same / len(images), max(kl, 0.0) / len(images), parameters, seconds))
+        whole = logits[::VIEWS].argmax(1).tolist()
+        answers.append([names[i].split(",")[0] for i in whole])
     on_progress(len(ROWS), len(ROWS))
     seen = tuple((file.stem, *(answer[i] for answer in answers)) for i, file in enumerate(files))
-    return Demonstration(len(whole) * VIEWS, tuple(rows), seen, output)
+    return Demonstration(len(images), tuple(rows), seen, output)
 
 
 def views(files: list[Path], config: DataConfig) -> Tensor:

@@ -117,6 +117,21 @@ def evaluate(
     return scores.result(name_of(model), tuple(skipped))
 
 
+def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]:
+    """On how many of N images two sets of logits put the same class first, and the sum of KL(reference ‖ model), nats.
+
+    Logits that are not finite agree with nothing, and make the KL nan.
+
+    >>> compare_logits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 0.0]]))[0]
+    1
+    """
+    both = (logits_NK.isfinite() & reference_NK.isfinite()).all(dim=1)
+    same = (logits_NK.argmax(dim=1) == reference_NK.argmax(dim=1)) & both
+    ours, theirs = F.log_softmax(logits_NK, dim=1), F.log_softmax(reference_NK, dim=1)
+    kl = F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
+    return int(same.sum()), kl if both.all() else math.nan
+
+
 @dataclass
 class _Scores:
     """The sums behind an Evaluation, in float64, batch by batch."""
@@ -148,12 +163,9 @@ class _Scores:
             loss = F.cross_entropy(logits_NK, labels_N.long(), reduction="sum").item()
             self.loss += loss if finite.all() else math.nan
         if reference_NK is not None:
-            both = finite & reference_NK.isfinite().all(dim=1)
-            same = (logits_NK.argmax(dim=1) == reference_NK.argmax(dim=1)) & both
-            self.agreeing = (self.agreeing or 0) + int(same.sum())
-            ours, theirs = F.log_softmax(logits_NK, dim=1), F.log_softmax(reference_NK, dim=1)
-            kl = F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-            self.kl += kl if both.all() else math.nan
+            same, kl = compare_logits(logits_NK, reference_NK)
+            self.agreeing = (self.agreeing or 0) + same
+            self.kl += kl
 
     def result(self, name: str, skipped: tuple[str, ...]) -> Evaluation:
         """The sums as means."""
