@@ -16,6 +16,7 @@ from normsurgeon.errors import NormSurgeonError
 from normsurgeon.version import __version__
 
 if TYPE_CHECKING:
+    from normsurgeon.analysis.analyze import analyze as analyze
     from normsurgeon.checkpoints import save as save
     from normsurgeon.data.preprocessing import DataConfig as DataConfig
     from normsurgeon.demonstration import demonstrate as demonstrate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from normsurgeon.graph.sites import find_sites as find_sites
     from normsurgeon.loading import load as load
     from normsurgeon.norms.catalogue import TARGETS as TARGETS
+    from normsurgeon.reporting.records import Report as Report
     from normsurgeon.surgery.plain import plain_swap as plain_swap
     from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
     from normsurgeon.surgery.planning import plan as plan
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _HOME = {
+    "analyze": "analysis.analyze",
     "save": "checkpoints",
     "DataConfig": "data.preprocessing",
     "Evaluation": "evaluation",
@@ -47,6 +50,7 @@ _HOME = {
     "inspect": "graph.inventory",
     "load": "loading",
     "TARGETS": "norms.catalogue",
+    "Report": "reporting.records",
     "ConversionPlan": "surgery.planning",
     "plan": "surgery.planning",
     "Conversion": "surgery.rewriting",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,13 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normsurgeon.data.batches import Batches
-from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference import classifier_logits, eval_mode, head_classes, home_of, name_of, placed
-
-Data = str | os.PathLike[str] | ImageSource | Iterable[Any]
+from normsurgeon.inference import classifier_logits, eval_mode, home_of, name_of, placed
+from normsurgeon.views import Data, open_views
 
 
 @dataclass(frozen=True)
@@ -96,25 +91,25 @@ def evaluate(
             stack.enter_context(placed(each, device))
         stack.enter_context(eval_mode(*models))
         stack.enter_context(torch.inference_mode())
-        batches, total, skipped = _open(data, models, batch_size, max_images, workers)
+        views = open_views(data, models, batch_size, max_images, workers)
         scores = _Scores()
-        for views, labels in batches:
+        for images, labels in views:
             begin = time.perf_counter()
-            logits = _run(model, views[0])
+            logits = _run(model, images[0])
             seconds = time.perf_counter() - begin
             if labels is not None:
                 labels = labels.cpu()
                 _check_labels(labels, logits)
             reference = None
             if baseline is not None:
-                reference = _run(baseline, views[-1])
+                reference = _run(baseline, images[-1])
                 _check_baseline(logits, reference)
             scores.add(logits, labels, reference, seconds)
             if on_progress is not None:
-                on_progress(scores.images + len(skipped), total)
+                on_progress(scores.images + len(views.skipped), views.total)
     if not scores.images:
         raise DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)")
-    return scores.result(name_of(model), tuple(skipped))
+    return scores.result(name_of(model), tuple(views.skipped))
 
 
 def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]:
@@ -187,47 +182,6 @@ class _Scores:
             nonfinite=self.nonfinite,
             skipped_files=skipped,
         )
-
-
-Views = Iterable[tuple[tuple[Tensor, ...], Tensor | None]]
-
-
-def _open(
-    data: Data, models: list[nn.Module], batch_size: int, max_images: int | None, workers: int
-) -> tuple[Views, int | None, list[str]]:
-    """Batches (one tensor for each pre-processing), how many images, and the list that skipped ones go to."""
-    if isinstance(data, (str, os.PathLike)):
-        data = open_source(data, classes=head_classes(models[0], _configs(models)[0]))
-    if isinstance(data, ImageSource):
-        batches = Batches(data, *_configs(models), batch_size=batch_size, max_images=max_images, workers=workers)
-        return batches.views(), batches.total, batches.skipped
-    if max_images is not None and max_images < 1:
-        raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
-    return _ready_made(data, max_images), max_images, []
-
-
-def _configs(models: list[nn.Module]) -> list[DataConfig]:
-    """One pre-processing for both models where they agree, or where only one of them carries any."""
-    knowing = [model for model in models if getattr(model, "pretrained_cfg", None)] or models[:1]
-    configs = [DataConfig.of(model) for model in knowing]
-    return configs if len(set(configs)) > 1 else configs[:1]
-
-
-def _ready_made(batches: Iterable[Any], limit: int | None) -> Views:
-    left = limit
-    for batch in batches:
-        images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-        if not isinstance(images, Tensor) or images.ndim < 2 or not (labels is None or isinstance(labels, Tensor)):
-            raise UsageError(
-                f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
-                "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
-            )
-        images, labels = images[:left], labels[:left] if labels is not None else None
-        yield (images,), labels
-        if left is not None:
-            left -= len(images)
-            if left <= 0:
-                return
 
 
 def _run(model: nn.Module, images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     :raises UsageError: a model that returns no tensor.
     """
     output = model(images)
-    found = _first_tensor(output)
+    found = first_tensor(output)
     if found is None:
         raise UsageError(
             f"{name_of(model)} returns {type(output).__name__} without a tensor in it; try a model that returns logits"
@@ -75,14 +75,19 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
             module.training = training  # one by one: train(mode) would level frozen parts
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor that matters in what a module returned: itself, ``logits`` or ``out`` of a dict, or the first inside.
+
+    >>> first_tensor((None, [torch.ones(2)])).tolist()
+    [1.0, 1.0]
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
         parts = [output[key] for key in ("logits", "out") if key in output] + list(output.values())
     else:
         parts = list(output) if isinstance(output, (tuple, list)) else []
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
+    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
 
 
 def name_of(model: nn.Module) -> str:

@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from normsurgeon_cli import convert, demo, evaluate, inspect
+from normsurgeon_cli import analyze, convert, demo, evaluate, inspect
 from normsurgeon_cli.boundary import guarded, set_debug
+from normsurgeon_cli.options import Command
 
 app = typer.Typer(
     name="normsurgeon",
@@ -39,9 +40,9 @@ def root(
     """
 
 
-for module in (inspect, convert, evaluate, demo):
+for module in (inspect, convert, evaluate, analyze, demo):
     name = module.__name__.rpartition(".")[2]
-    app.command(name)(guarded(getattr(module, name)))
+    app.command(name, cls=Command)(guarded(getattr(module, name)))
 
 
 def main() -> None:

@@ -71,6 +71,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error, at a terminal only: call what it yields with (done, total)."""
+    with phases() as advance:
+        yield lambda done, total: advance(description, done, total)
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, int, int | None], None]]:
+    """``progress`` for work in several steps: call what it yields with (step, done, total)."""
     console = err()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -82,8 +89,8 @@ def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("", total=None)
+        yield lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
 
 
 @contextmanager

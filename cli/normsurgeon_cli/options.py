@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from normsurgeon.errors import UsageError
 from normsurgeon_cli.console import say, status
@@ -28,6 +29,21 @@ Weights = Annotated[
 ]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="The architecture alone, with random weights.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
+
+
+class Command(TyperCommand):
+    """A command that also understands ``--json FILE.json``, where it has ``--json-file``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options with an optional value are not click's: the one there is becomes two."""
+        if any("--json-file" in parameter.opts for parameter in self.params):
+            for place, word in enumerate(args):
+                follower = args[place + 1 : place + 2]
+                if word.startswith("--json="):
+                    args = [*args[:place], "--json-file", word.removeprefix("--json="), *args[place + 1 :]]
+                elif word == "--json" and follower and follower[0].endswith(".json"):
+                    args = [*args[:place], "--json-file", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 def load(model: str, weights: Path | None = None, random_init: bool = False) -> nn.Module:

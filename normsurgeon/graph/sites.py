@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from normsurgeon.graph.activations import activation_after
 from normsurgeon.graph.producers import Producer, ProducerFinder
 from normsurgeon.graph.tracing import TracedModel, batch_norm_arguments, is_functional_batch_norm, trace
 from normsurgeon.norms import sources
@@ -146,7 +147,7 @@ def _module_site(
         if calls > 1:
             producer = Producer(producer.name, producer.class_name, f"it is itself called {calls} times")
         readers = tuple(finder.describe(path, user) for user in node.users)
-        activation = activation or _activation_after(traced, path, node)
+        activation = activation or activation_after(traced, path, node)
     tensors = [t for t in (reading.weight, reading.bias) if t is not None]
     return NormSite(
         name=name,
@@ -224,16 +225,3 @@ def _ancestors(name: str) -> Iterator[str]:
     while name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def _activation_after(traced: TracedModel, path: str, node: fx.Node) -> str | None:
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if user.op == "call_module":
-        module = traced.skeleton.get_submodule(path).get_submodule(str(user.target))
-        if "activation" in type(module).__module__ and not isinstance(module, nn.MultiheadAttention):
-            return type(module).__name__
-        return None
-    name = getattr(user.target, "__name__", str(user.target))
-    return name if name in ("relu", "relu_", "gelu", "silu", "sigmoid", "hardswish", "elu", "leaky_relu") else None

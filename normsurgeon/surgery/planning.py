@@ -18,8 +18,8 @@ from normsurgeon.errors import CheckpointError, ConversionError, TargetError
 from normsurgeon.graph.sites import NormSite, find_sites
 from normsurgeon.graph.tracing import TracedModel, trace
 from normsurgeon.norms.catalogue import Target, auto_groups, find_target
+from normsurgeon.patterns import select
 from normsurgeon.reporting.text import plain_table
-from normsurgeon.surgery.patterns import select
 
 FORMAT = 1
 

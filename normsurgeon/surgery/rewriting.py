@@ -93,8 +93,10 @@ def convert(
         "balance": balance,
     }
     plan = _settled(model, plan, to, example_input, settings)
+    _check_fit(model, plan)
+    probes = _probes(model, plan)  # before there is a copy: both at once would be the peak of the memory
     new_model, new_optimizer = copy_model(model, optimizer)
-    return convert_(new_model, plan, optimizer=new_optimizer)
+    return _carry_out(new_model, plan, new_optimizer, probes)
 
 
 def convert_(
@@ -112,11 +114,21 @@ def convert_(
     ``values=False`` makes the new structure only, for weights that are loaded into it next.
     """
     plan = _settled(model, plan, to, example_input, settings)
+    _check_fit(model, plan)
+    return _carry_out(model, plan, optimizer, _probes(model, plan) if values else {}, values)
+
+
+def _carry_out(
+    model: nn.Module,
+    plan: ConversionPlan,
+    optimizer: torch.optim.Optimizer | None,
+    probes: dict[str, FeatureProbe],
+    values: bool = True,
+) -> Conversion:
     modules = _check_fit(model, plan)
     replacements: dict[nn.Module, nn.Module] = {}
     touched: list[nn.Parameter] = []
     gained: dict[nn.Parameter, nn.Parameter] = {}
-    probes = _probes(model, plan) if values else {}
     with torch.no_grad():
         for decision in plan.decisions:
             if decision.status != "converted" or decision.site.functional:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normsurgeon.errors import ConversionError, UsageError
-from normsurgeon.surgery.patterns import select, shorten
+from normsurgeon.patterns import select, shorten
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
 
 Match = type[nn.Module] | tuple[type[nn.Module], ...] | str | Callable[[str, nn.Module], bool]

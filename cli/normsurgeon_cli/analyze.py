@@ -1,0 +1,131 @@
+"""normsurgeon analyze: look inside a network while it sees images."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normsurgeon.errors import UsageError
+from normsurgeon_cli import options
+from normsurgeon_cli.console import out, phases, print_json, say
+
+
+def analyze(
+    model: options.Model,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Compare layer by layer with this model.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="A folder of images, demo, digits, or a timm data set (torch/cifar10, …). Default: demo.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PARTS", help="Any of statistics,similarity,sensitivity. Default: all.", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option("--layers", metavar="GLOB", help="Only these modules. Repeatable.", show_default=False),
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(metavar="KINDS", help="Any of norm,convolution,linear,block. Default: all.", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Of sensitivity: taylor, fisher, hessian_trace, noise (default), conductance, "
+            "gradient_x_activation, feature_ablation.",
+            show_default=False,
+        ),
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also try other eps, groups and scales of each norm.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as one page.", show_default=False)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.", show_default=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_images: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
+    sensitivity_images: Annotated[int, typer.Option(min=1, help="Images that sensitivity is measured with.")] = 32,
+    seed: int = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
+    weights: options.Weights = None,
+    random_init: options.RandomInit = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar="[FILE.json]",
+            help="One JSON document on standard output, or into the file named after it.",
+        ),
+    ] = False,
+) -> None:
+    """Statistics, similarity and sensitivity of MODEL's layers, as a report."""
+    files = [(path, ending) for path, ending in ((html, ".html"), (csv, ".csv"), (json_file, ".json")) if path]
+    for path, ending in files:
+        if path.suffix != ending:
+            raise UsageError(f"{path}: that file is the report as {ending[1:]}, and its name must end in {ending}")
+    from normsurgeon.reporting.files import check_writable
+
+    for path, _ in files:
+        check_writable(path)
+    network = options.load(model, weights, random_init)
+    reference = options.load(baseline) if baseline is not None else None
+    import torch
+
+    import normsurgeon as ns
+
+    if data is None:
+        say("no --data given: looking at the demo photographs, a handful of images")
+    if device is None and torch.cuda.is_available():
+        device = "cuda"
+    with phases() as advance:
+        report = ns.analyze(
+            network,
+            data or "demo",
+            baseline=reference,
+            **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
+            layers=layers or (),
+            sweep=sweep,
+            batch_size=batch_size,
+            max_images=max_images,
+            sensitivity_images=sensitivity_images,
+            seed=seed,
+            device=device,
+            workers=workers,
+            on_progress=advance,
+            name=model,
+            baseline_name=baseline,
+            command=shlex.join(["normsurgeon", *sys.argv[1:]]),
+        )
+    for path, _ in files:
+        say(f"wrote {report.save(path)}")
+    if json:
+        print_json(report.to_dict())
+        return
+    from normsurgeon.reporting.terminal import print_report
+
+    print_report(report, out())
+    if html is None:
+        say("next: --html report.html writes this as a page")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,1 @@
+"""What a network does, measured: statistics, similarity and sensitivity of its layers."""

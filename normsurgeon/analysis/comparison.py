@@ -1,0 +1,148 @@
+"""A network beside its baseline, layer by layer: what a surgery changed, and where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from normsurgeon.analysis.features import features
+from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.similarity import grid
+from normsurgeon.reporting.records import LayerPair, LayerStatistics, Matrix
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class _Pair:
+    """Sums over images of one layer's features a and the baseline's b."""
+
+    channels: int
+    images: int = 0
+    cosine: float = 0.0
+    distance: float = 0.0
+    energy: float = 0.0
+    products_C: Array = field(default_factory=lambda: np.zeros(0))
+    squares_C: Array = field(default_factory=lambda: np.zeros(0))
+    squares_baseline_C: Array = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass
+class PairCollector:
+    """Compares the layers that two networks have under one name and shape, at a grid of positions of each image.
+
+    For each batch: ``begin``, run the baseline with ``on_baseline``, then the model with ``on_output``. The
+    baseline's features are held until the model's layer of that name has run.
+    """
+
+    images: int = 0
+    _waiting: dict[str, Tensor] = field(default_factory=dict)
+    _pairs: dict[str, _Pair] = field(default_factory=dict)
+
+    def begin(self, images: int) -> None:
+        """Announce a batch of so many images."""
+        self.images = images
+        self._waiting.clear()
+
+    def on_baseline(self, layer: Layer, x: Tensor) -> None:
+        """Keep what the baseline's layer returned; of several calls, the first."""
+        if layer.name not in self._waiting:
+            self._waiting[layer.name] = grid(features(layer, x, self.images))
+
+    def on_output(self, layer: Layer, x: Tensor) -> None:
+        """Compare what the model's layer returned with what the baseline's of the same name did."""
+        b = self._waiting.pop(layer.name, None)
+        if b is None:
+            return
+        a = grid(features(layer, x, self.images))
+        if a.shape != b.shape:
+            return
+        a, b = a.to(b.device), b.to(a.dtype)
+        # On finite values only: one image gone wrong should show in the counts, and not wipe out the rest.
+        fine = a.isfinite().flatten(1).all(1) & b.isfinite().flatten(1).all(1)
+        if not fine.all():
+            a, b = a[fine], b[fine]
+        if not len(a):
+            return
+        channels = a.shape[1]
+        pair = self._pairs.setdefault(layer.name, _Pair(channels, 0, 0, 0, 0, *np.zeros((3, channels))))
+        product_NC, a_NC, b_NC = ((u * v).sum(2).double() for u, v in ((a, b), (a, a), (b, b)))
+        norms = (a_NC.sum(1) * b_NC.sum(1)).sqrt().clamp_min(1e-300)
+        pair.images += len(a)
+        pair.cosine += float((product_NC.sum(1) / norms).sum())
+        pair.distance += float((a - b).square().sum(dtype=torch.float64))
+        pair.energy += float(b_NC.sum())
+        pair.products_C += product_NC.sum(0).cpu().numpy()
+        pair.squares_C += a_NC.sum(0).cpu().numpy()
+        pair.squares_baseline_C += b_NC.sum(0).cpu().numpy()
+
+    def results(
+        self,
+        layers: Sequence[str],
+        baseline_layers: Sequence[str],
+        statistics: dict[str, LayerStatistics],
+        baseline_statistics: dict[str, LayerStatistics],
+        cka: Matrix | None = None,
+        gram_cosine: Matrix | None = None,
+    ) -> tuple[LayerPair, ...]:
+        """One record for each name that both networks have; ``cka`` and ``gram_cosine`` are layers × baseline's."""
+        columns = {name: place for place, name in enumerate(baseline_layers)}
+        return tuple(
+            self._result(
+                name,
+                statistics.get(name),
+                baseline_statistics.get(name),
+                cka[row][columns[name]] if cka else None,
+                gram_cosine[row][columns[name]] if gram_cosine else None,
+            )
+            for row, name in enumerate(layers)
+            if name in columns
+        )
+
+    def _result(
+        self,
+        name: str,
+        mine: LayerStatistics | None,
+        theirs: LayerStatistics | None,
+        cka: float | None,
+        gram_cosine: float | None,
+    ) -> LayerPair:
+        pair = self._pairs.get(name)
+        shift, ratio = _moved(mine, theirs)
+        if pair is None:
+            return LayerPair(name, name, cka, gram_cosine, None, None, None, mean_shift=shift, std_ratio=ratio)
+        scale_C = np.sqrt(pair.squares_C * pair.squares_baseline_C)
+        alive = scale_C > 0
+        cosine_C = np.divide(pair.products_C, scale_C, out=np.full(pair.channels, np.nan), where=alive)
+        worst = int(np.nanargmin(cosine_C)) if alive.any() else None
+        return LayerPair(
+            layer=name,
+            baseline_layer=name,
+            cka=cka,
+            gram_cosine=gram_cosine,
+            cosine=pair.cosine / pair.images,
+            relative_error=math.sqrt(pair.distance / pair.energy) if pair.energy > 0 else None,
+            channel_cosine=float(np.nanmean(cosine_C)) if alive.any() else None,
+            worst_channel=worst,
+            worst_channel_cosine=float(cosine_C[worst]) if worst is not None else None,
+            mean_shift=shift,
+            std_ratio=ratio,
+        )
+
+
+def _moved(mine: LayerStatistics | None, theirs: LayerStatistics | None) -> tuple[float | None, float | None]:
+    """Mean over channels of |mean_a − mean_b| / std_b, and the geometric mean of std_a / std_b."""
+    if mine is None or theirs is None or mine.channels != theirs.channels:
+        return None, None
+    a, b = np.array(mine.channel_stds), np.array(theirs.channel_stds)
+    alive = (b > 0) & (a > 0)
+    if not alive.any():
+        return None, None
+    apart = np.abs(np.array(mine.channel_means) - np.array(theirs.channel_means))
+    return float((apart[alive] / b[alive]).mean()), float(np.exp(np.log(a[alive] / b[alive]).mean()))

@@ -1,0 +1,122 @@
+"""``measure_sensitivity``: which layers and parameters the loss cares about, by several measures."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from normsurgeon.analysis.sensitivity.attribution import attribution
+from normsurgeon.analysis.sensitivity.borrowing import borrowed
+from normsurgeon.analysis.sensitivity.fisher import fisher
+from normsurgeon.analysis.sensitivity.hessian import hessian_trace
+from normsurgeon.analysis.sensitivity.noise import noise
+from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective
+from normsurgeon.analysis.sensitivity.selection import select_layers
+from normsurgeon.analysis.sensitivity.taylor import taylor
+from normsurgeon.errors import UsageError
+from normsurgeon.reporting.records import Sensitivity
+
+METHODS = (
+    "taylor",
+    "fisher",
+    "hessian_trace",
+    "noise",
+    "conductance",
+    "gradient_x_activation",
+    "feature_ablation",
+)
+DEFAULT_METHODS = METHODS[:4]
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    layers: Sequence[str] | None = None,
+    loss: Loss = "auto",
+    probes: int = 16,
+    draws: int = 4,
+    sigma: float = 0.05,
+    steps: int = 32,
+    seed: int = 0,
+    max_batches: int | None = None,
+    device: str | torch.device | None = None,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> tuple[Sensitivity, ...]:
+    """How much the loss of a classifier depends on each layer and each parameter tensor, in eval mode.
+
+    batches      ``(images (N, C, H, W), labels (N,) or None)``, pre-processed: anything that can be iterated again, or
+                 a function that returns an iterable. Every method makes one pass
+    methods      one record each, in this order:
+                 ``taylor`` (Σ|g·θ|, SNIP, arXiv:1810.02340), ``fisher`` (trace of the empirical Fisher, from
+                 per-sample gradients), ``hessian_trace`` (Hutchinson), ``noise`` (loss change under noise on the
+                 weights), and captum's ``conductance``, ``gradient_x_activation`` and ``feature_ablation``
+    layers       module paths; a block counts with all that is inside. None: every module that owns parameters
+    loss         cross-entropy with the ``labels``, or with the network's own ``prediction``; ``auto``: with labels
+                 where the data has them. The record says which
+    probes       random directions of the Hessian's trace
+    draws        noises for each layer; ``sigma`` is their size relative to a tensor's root mean square
+    steps        of conductance's path
+    seed         of probes and noise; the caller's own random state is left alone
+    max_batches  only the first ones
+    device       where to run; the model is put back afterwards. Default: where it is
+    on_progress  is told, after every batch, the method and how many images it has seen
+
+    A shared parameter is counted once, under its first name. Frozen parameters are measured like all others. The
+    model is left as it was, with its values, flags, ``.grad`` and hooks, also after an error.
+
+    :raises UsageError: an unknown method or setting, a model that is no classifier, batches that are used up by
+        one pass, or a network that a method cannot handle.
+    :raises PatternError: a layer that the model does not have.
+    :raises DataError: no images, labels that the head cannot have, or a loss that is not finite.
+
+    >>> import timm
+    >>> net = timm.create_model("test_resnet", num_classes=10)
+    >>> images = torch.rand(4, 3, 32, 32)
+    >>> (found,) = measure_sensitivity(net, [(images, None)], methods=["taylor"], layers=["conv1.0", "fc"])
+    >>> [score.name for score in found.layers], [score.name for score in found.parameters], found.loss
+    (['conv1.0', 'fc'], ['conv1.0.weight', 'fc.weight', 'fc.bias'], 'prediction')
+    """
+    methods = check_methods(methods)
+    for name, value, least in (("probes", probes, 1), ("draws", draws, 1), ("steps", steps, 2)):
+        if value < least:
+            raise UsageError(f"{name}={value} must be at least {least}")
+    if not 0 < sigma < float("inf"):
+        raise UsageError(f"sigma={sigma} must be positive; try 0.05, noise of a twentieth of the weights' size")
+    selection = select_layers(model, layers)
+    objective = Objective(model, batches, loss, max_batches, on_progress)
+
+    def measure(method: str) -> Sensitivity:
+        if method == "taylor":
+            return taylor(objective, selection)
+        if method == "fisher":
+            return fisher(objective, selection)
+        if method == "hessian_trace":
+            return hessian_trace(objective, selection, probes=probes, seed=seed)
+        if method == "noise":
+            return noise(objective, selection, draws=draws, sigma=sigma, seed=seed)
+        return attribution(objective, selection, method, steps=steps)
+
+    with borrowed(model, device):
+        return tuple(measure(method) for method in methods)
+
+
+def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods as a tuple, each once.
+
+    :raises UsageError: an unknown one.
+
+    >>> check_methods(["fisher", "taylor", "fisher"])
+    ('fisher', 'taylor')
+    """
+    chosen = (methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods))
+    for method in chosen:
+        if method not in METHODS:
+            close = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]}? There are" if close else "there are"
+            raise UsageError(f"unknown method {method!r}; {hint}: {', '.join(METHODS)}")
+    return chosen

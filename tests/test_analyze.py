@@ -1,0 +1,227 @@
+"""``analyze`` as a whole, from Python and from the command line: what it reports, and what it says to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+import timm
+import torch
+from normsurgeon_cli.app import app
+from PIL import Image
+from typer.testing import CliRunner
+
+import normsurgeon as ns
+from normsurgeon.errors import DataError, UsageError
+
+STATISTICS = {
+    "layer", "kind", "shape", "mean", "var", "min", "max", "abs_mean", "zero_fraction", "dead_channels", "skewness",
+    "kurtosis", "effective_rank",
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments: str):
+        return CliRunner().invoke(app, ["analyze", *arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(5):
+        pixels = torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet").eval()
+    return str(ns.save(ns.convert(model, to="ln"), tmp_path_factory.mktemp("c") / "ln.safetensors"))
+
+
+QUICK = ("--only", "statistics,similarity", "--random-init")
+
+
+def test_json_has_the_documented_keys_and_nothing_else_on_standard_output(run, folder, checkpoint):
+    result = run(checkpoint, "--baseline", checkpoint, "--data", str(folder), "--json", "--methods", "taylor")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert {"statistics", "similarity", "sensitivity", "findings", "provenance", "comparison"} <= set(document)
+    assert set(document["statistics"][0]) >= STATISTICS
+    assert set(document["similarity"]) >= {"layers", "cka", "cosine", "gram_cosine", "samples"}
+    (entry,) = document["sensitivity"]
+    assert (entry["method"], entry["loss"], set(entry["layers"][0])) == (
+        "taylor",
+        "prediction",
+        {"layer", "score", "stderr"},
+    )
+    layers = len(document["similarity"]["layers"])
+    assert [len(row) for row in document["similarity"]["cka"]] == [layers] * layers
+    assert document["provenance"]["images"] == 5
+    assert document["comparison"]["agreement"] == 1
+    assert document["findings"][0].keys() >= {"kind", "severity", "layer", "text", "metric", "value", "advice"}
+
+
+def test_only_takes_any_subset(run, folder):
+    for part in ("statistics", "similarity", "sensitivity"):
+        result = run(
+            "test_resnet", "--random-init", "--only", part, "--data", str(folder), "--json", "--methods", "taylor"
+        )
+        document = json.loads(result.stdout)
+        assert [key for key in ("statistics", "similarity", "sensitivity") if document[key] is not None] == [part]
+
+
+def test_files_are_written_beside_what_is_printed(run, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    page, table, document = (out / name for name in ("r.html", "r.csv", "r.json"))
+    result = run(
+        "test_resnet", *QUICK, "--data", str(folder), "--html", str(page), "--csv", str(table), "--json", str(document)
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "<html" in page.read_text(encoding="utf-8")
+    loaded = json.loads(document.read_text(encoding="utf-8"))
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == [entry["layer"] for entry in loaded["statistics"]]
+    assert "test_resnet" in result.stdout
+
+
+def test_without_data_the_demo_photographs_are_used_and_the_report_says_so(run):
+    pytest.importorskip("skimage")
+    result = run("test_resnet", *QUICK, "--layers", "bn1", "--max-images", "4", "--json")
+    assert json.loads(result.stdout)["provenance"]["data"] == "demo"
+    assert "no --data given: looking at the demo photographs" in result.stderr
+
+
+def test_the_same_seed_gives_the_same_report():
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    images = torch.randn(6, 3, 64, 64)
+
+    def body(batch):
+        found = ns.analyze(
+            model, images.split(batch), layers=["bn1", "fc"], methods=["taylor", "noise"], seed=3
+        ).to_dict()
+        return {key: found[key] for key in ("statistics", "sensitivity", "similarity", "findings")}
+
+    assert body(6) == body(6)
+
+
+def test_statistics_do_not_depend_on_the_batch_size():
+    model = timm.create_model("test_resnet").eval()
+    images = torch.randn(12, 3, 96, 96)
+    by_batch = [ns.analyze(model, images.split(size), only=["statistics"]).statistics for size in (12, 5, 1)]
+    for records in zip(*by_batch, strict=True):
+        for other in records[1:]:
+            for key, value in vars(records[0]).items():
+                if isinstance(value, float):
+                    scale = max(
+                        abs(value),
+                        records[0].var ** 0.5 if key == "mean" else 0,
+                        1 if key in ("skewness", "kurtosis") else 0,
+                    )
+                    assert abs(getattr(other, key) - value) <= 2e-6 * scale, (records[0].layer, key)
+
+
+def test_labels_are_used_where_the_data_has_them():
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
+    labelled = ns.analyze(model, [(images, labels)], only=["sensitivity"], methods=["taylor"])
+    assert labelled.sensitivity[0].loss == "labels"
+    assert labelled.provenance.labelled
+    assert ns.analyze(model, [images], only=["sensitivity"], methods=["taylor"]).sensitivity[0].loss == "prediction"
+
+
+def test_a_hyper_parameter_sweep_is_made_on_request():
+    model = ns.convert(timm.create_model("test_resnet", num_classes=10).eval(), to="gn").model
+    report = ns.analyze(
+        model, [torch.randn(4, 3, 64, 64)], only=["sensitivity"], methods=["taylor"], layers=["bn1"], sweep=True
+    )
+    assert {point.layer for point in report.sweep} == {"bn1"}
+    assert {point.setting for point in report.sweep} == {"eps", "groups", "scale"}
+
+
+def test_one_image_is_enough_for_statistics_and_explained_for_the_rest(run, tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "only.png")
+    result = run("test_resnet", *QUICK, "--data", str(tmp_path), "--json")
+    document = json.loads(result.stdout)
+    assert document["provenance"]["notes"] == ["one image: nothing can be said about how images differ"]
+    assert document["similarity"]["cka"][0][0] is None
+    assert document["similarity"]["notes"][0].startswith(
+        "CKA has no value: the unbiased estimator needs at least 4 images"
+    )
+
+
+def test_an_image_that_is_not_finite_after_preprocessing_is_left_out_and_counted():
+    model = timm.create_model("test_resnet").eval()
+    images = torch.randn(5, 3, 64, 64)
+    images[2, 0, 0, 0] = torch.nan
+    report = ns.analyze(model, [(images, torch.arange(5))], only=["statistics"])
+    assert (report.provenance.images, report.provenance.skipped) == (4, 1)
+    assert report.provenance.notes == ("1 image holds values that are not finite after pre-processing; left out",)
+    assert all(record.nan == 0 for record in report.statistics)
+    with pytest.raises(
+        DataError, match=r"^there are no images to analyze in list of batches: all 1 hold values that are not"
+    ):
+        ns.analyze(model, [images[2:3]], only=["statistics"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("--layers", "layer9.*"), 2, "the pattern 'layer9.*' matches no module; there are: conv1.0, conv1.1, "),
+        (("--only", "statistic"), 2, "there is no part 'statistic' of an analysis; did you mean statistics? It takes "
+         "any of statistics, similarity, sensitivity"),
+        (("--only", ","), 2, "nothing to analyze: name at least one of statistics, similarity, sensitivity"),
+        (("--kinds", "pool"), 2, "there is no kind of layer 'pool'; try norm, convolution, linear, block"),
+        (("--methods", "fischer"), 2, "unknown method 'fischer'; did you mean fisher?"),
+        (("--html", "report.pdf"), 2, "report.pdf: that file is the report as html, and its name must end in .html"),
+        (("--data", "nowhere"), 1, "there is no folder nowhere"),
+        (("--html", "/nowhere/r.html"), 1, "/nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_an_exit_code(run, arguments, code, text):
+    result = run("test_resnet", "--random-init", *arguments)
+    assert result.exit_code == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert text in lines[0]
+    assert result.stdout == ""
+
+
+def test_an_empty_data_set_is_an_error():
+    with pytest.raises(
+        DataError, match=r"^there are no images to analyze in list of batches; try another --data, or demo$"
+    ):
+        ns.analyze(timm.create_model("test_resnet"), [])
+
+
+def test_a_model_without_the_layers_asked_for_says_what_there_is():
+    with pytest.raises(UsageError, match=r"^this Sequential has no block layer; name the modules to look at: 0, 1$"):
+        ns.analyze(
+            torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.ReLU()), [torch.zeros(1, 1, 2, 2)], kinds=["block"]
+        )
+
+
+def test_a_report_is_printed_in_words(run, folder):
+    text = run("test_resnet", *QUICK, "--data", str(folder)).stdout
+    assert re.search(r"Images +5", text)
+    assert "Findings" in text
+
+
+def test_findings_carry_their_number():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+    torch.nn.init.constant_(model[1].bias, -100.0)
+    report = ns.analyze(model, [torch.randn(4, 1, 4, 4)], only=["statistics"])
+    finding = next(f for f in report.findings if f.kind == "dead")
+    assert finding.text == "all 8 of 8 channels of 1 never fire on these 4 images (0, 1, 2, 3, 4, 5, …)"
+    assert (finding.severity, finding.layer, finding.metric, finding.value) == ("problem", "1", "dead_channels", 8.0)
+    assert finding.advice == "look at more images before pruning them"

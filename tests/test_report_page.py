@@ -1,0 +1,248 @@
+"""The page in a real browser: what it says, what its buttons do, that it asks nobody for anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import sample_report as samples
+
+from normsurgeon.reporting.records import LayerStatistics, Report
+
+pytest.importorskip("websocket", reason="websocket-client is not installed")
+from chromium import PROGRAM, Page, browser
+
+NASTY = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'>&\"'"
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    if PROGRAM is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    made = {
+        "small": samples.small_report(),
+        "resnet50": samples.resnet50_report(),
+        "bare": samples.bare_report(),
+        "hollow": samples.hollow_report(),
+        "statistics": samples.make_report(samples.small_layers(), "smallnet", whole=False),
+        "nasty": nasty_report(),
+        "single": single_report(),
+    }
+    return {name: report.save(folder / f"{name}.html") for name, report in made.items()}
+
+
+def nasty_report() -> Report:
+    """Names that try to break out of the markup, the script and the plots; and very long ones."""
+    layers = [(f"{name}{NASTY}", *rest) for name, *rest in samples.small_layers()]
+    layers[3] = ("a_very_long_name_without_any_dot_" * 5, *layers[3][1:])
+    layers[4] = ("encoder.layers.11.attention.output." * 5, *layers[4][1:])
+    report = samples.make_report(layers, f"model {NASTY} " + "x" * 200)
+    return replace(
+        report,
+        provenance=replace(report.provenance, command=f"run {NASTY}", notes=(NASTY,), data=NASTY),
+        history=({"event": NASTY, "step": 1, NASTY: 1.0}, {"event": NASTY, "step": 2, NASTY: 2.0}),
+    )
+
+
+def single_report() -> Report:
+    """One layer, whose name is a number."""
+    return samples.make_report([("0", "norm", "GroupNorm", (8, 4, 4))], "one layer")
+
+
+SIZES = [(name, 1280, False) for name in ("small", "resnet50", "bare", "hollow", "statistics", "nasty", "single")]
+SIZES += [(name, 390, True) for name in ("resnet50", "bare", "nasty")]
+
+
+@pytest.mark.parametrize(("name", "width", "phone"), SIZES)
+def test_opens_quietly_at_every_size(page: Page, reports: dict[str, Path], name: str, width: int, phone: bool) -> None:
+    """No request but for the file itself, nothing on the console, no sideways scrolling, nothing injected."""
+    page.open(reports[name], width, 844, phone=phone)
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.errors == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [reports[name].as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("window.hit") is None
+    assert page.evaluate("document.querySelectorAll('h1').length") == 1
+
+
+def test_headings_say_what_was_measured(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    assert page.evaluate("document.querySelector('h1').textContent") == "smallnet (gn)"
+    assert texts(page, "h2") == [
+        "Findings", "Layer profile", "Similarity", "Comparison", "Sensitivity", "Settings", "Training history",
+        "Layers", "Provenance",
+    ]  # fmt: skip
+    levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => Number(h.tagName[1]))")
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+
+
+def test_only_sections_for_what_there_is(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["bare"])
+    assert texts(page, "h2") == ["Provenance"]
+    assert page.evaluate("document.scripts.length") == 0
+    page.open(reports["statistics"])
+    assert texts(page, "h2") == ["Findings", "Layer profile", "Layers", "Provenance"]
+    assert "Nothing stands out." in page.evaluate("document.body.innerText")
+
+
+def test_findings_stand_at_the_top_with_number_and_advice(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    first = page.evaluate("document.querySelector('.findings li').innerText")
+    for words in ("problem", "no longer computes what it did", "relative error", "0.612", "--keep neck_norm"):
+        assert words in first
+    assert page.evaluate("document.querySelector('.findings a').hash") == "#layer-10"
+    assert page.evaluate("document.querySelector('#layer-10 th').textContent") == "neck_norm"
+
+
+def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    ids = page.evaluate("[...document.querySelectorAll('figure')].map(f => f.id)")
+    assert len(ids) == 8 + 1 + 6 + 1 + 1 + 1 + 3  # profile, similarity, comparison and map, sensitivity, sweep, history
+    drawn = page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
+    assert drawn == len(ids)
+    labels = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.getAttribute('aria-label'))")
+    assert labels[0] == "Magnitude: mean |x| lies between 0.724 (stage1.norm) and 2.17 (stage3)"
+    assert all(len(label) > 20 for label in labels)
+
+
+def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
+    x, y = page.evaluate(
+        "(() => { const point = document.querySelector('#profile-abs_mean .point').getBoundingClientRect();"
+        " return [point.x + point.width / 2, point.y + point.height / 2]; })()"
+    )
+    for near in (6, 3, 0):
+        page.send("Input.dispatchMouseEvent", type="mouseMoved", x=x - near, y=y)
+    page.wait("!document.querySelector('.tip').hidden")
+    tip = " ".join(page.evaluate("document.querySelector('.tip').innerText").split())
+    for words in ("stage1.conv Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10"):
+        assert words in tip
+    box = page.evaluate("(({left, top, right, bottom}) => [left, top, right, bottom])"
+                        "(document.querySelector('.tip').getBoundingClientRect())")  # fmt: skip
+    assert box[0] >= 0
+    assert box[1] >= 0
+    assert box[2] <= 1280
+    assert box[3] <= 900
+
+
+def test_the_table_sorts_by_its_buttons_and_says_so(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    names = "[...document.querySelectorAll('#layer-table tbody th')].map(c => c.textContent)"
+    order = page.evaluate(names)
+    column = page.evaluate(
+        "[...document.querySelectorAll('#layer-table thead th')].findIndex(h => h.textContent === 'cosine')"
+    )
+    head = f"document.querySelectorAll('#layer-table thead th')[{column}]"
+    cells = f"[...document.querySelectorAll('#layer-table tbody tr')].map(r => r.cells[{column}].textContent)"
+    page.evaluate(f"{head}.querySelector('button').click()")
+    assert page.evaluate(f"{head}.getAttribute('aria-sort')") == "descending"
+    values = page.evaluate(cells)
+    assert values[-1] == "–"  # no value: last, whichever way the rest is sorted
+    assert [float(v) for v in values[:-1]] == sorted((float(v) for v in values[:-1]), reverse=True)
+    page.evaluate(f"{head}.querySelector('button').click()")
+    assert page.evaluate(f"{head}.getAttribute('aria-sort')") == "ascending"
+    values = page.evaluate(cells)
+    assert values[-1] == "–"
+    assert [float(v) for v in values[:-1]] == sorted(float(v) for v in values[:-1])
+    page.evaluate(f"{head}.querySelector('button').click()")
+    assert page.evaluate(f"{head}.getAttribute('aria-sort')") == "none"
+    assert page.evaluate(names) == order
+
+
+def test_the_table_is_filtered_by_name_and_kind(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["resnet50"])
+    page.evaluate(
+        "(() => { const box = document.getElementById('layer-filter'); box.value = 'layer4 groupnorm';"
+        " box.dispatchEvent(new Event('input')); })()"
+    )
+    assert page.evaluate("document.getElementById('layer-count').textContent") == "10 of 123 layers"
+    page.evaluate(
+        "(() => { const kind = document.getElementById('layer-kind'); kind.value = 'block';"
+        " kind.dispatchEvent(new Event('change')); })()"
+    )
+    assert page.evaluate("document.getElementById('layer-count').textContent") == "0 of 123 layers"
+
+
+def test_switches_choose_the_measure_and_the_kinds(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    value = "document.querySelector('#similarity-map .plot').data[0].z[0][1]"
+    before = page.evaluate(value)
+    page.evaluate("document.querySelector('#similarity-map [data-option=\"Gram cosine\"]').click()")
+    assert page.evaluate(value) != before
+    pressed = "[...document.querySelectorAll('#similarity-map button')].map(b => b.getAttribute('aria-pressed'))"
+    assert page.evaluate(pressed) == ["false", "true", "false"]
+    page.evaluate("document.querySelector('#sensitivity-bars [data-option=\"hessian_trace\"]').click()")
+    assert page.evaluate("document.querySelector('#sensitivity-bars .plot').data[0].error_x.visible")
+    page.evaluate("document.querySelector('#sensitivity-bars [data-option=parameters]').click()")
+    said = page.evaluate("document.querySelector('#sensitivity-bars .plot').textContent")
+    assert "hessian_trace has no scores for parameters" in said
+    lines = "document.querySelector('#profile-abs_mean .plot').data.length"
+    assert page.evaluate(lines) == 4
+    page.evaluate("document.querySelector('.chips [data-kind=norm]').click()")
+    assert page.evaluate(lines) == 3
+    assert page.errors == []
+
+
+def test_plots_follow_the_colour_scheme(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    colour = "document.querySelector('#profile-abs_mean .plot').layout.font.color"
+    light = page.evaluate(colour)
+    page.colours("dark")
+    page.wait(f"{colour} !== '{light}'")
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(231, 232, 234)"
+
+
+def test_heat_maps_carry_the_numbers_of_the_matrix(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    similarity = samples.small_report().similarity
+    assert similarity is not None
+    page.evaluate("document.querySelector('#similarity-map [data-option=cosine]').click()")
+    drawn = page.evaluate("document.querySelector('#similarity-map .plot').data[0].z")
+    for row, expected in zip(drawn, similarity.cosine, strict=True):
+        for cell, value in zip(row, expected, strict=True):
+            assert (cell is None) == (value is None)
+            if value is not None:
+                assert cell == pytest.approx(value, abs=6e-5)
+
+
+def test_a_large_network_has_a_page_of_sane_size(page: Page, tmp_path: Path) -> None:
+    layers = [(f"blocks.{i}.norm", "norm", "GroupNorm", (64, 7, 7)) for i in range(300)]
+    path = samples.make_report(layers, "three hundred").save(tmp_path / "large.html")
+    assert path.stat().st_size < 8_000_000
+    page.open(path)
+    labels = page.evaluate("document.querySelectorAll('#profile-abs_mean .xtick').length")
+    assert 2 <= labels <= 12
+    assert page.errors == []
+
+
+def test_names_are_shown_as_they_are(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["nasty"])
+    assert page.evaluate("document.querySelector('h1').textContent").startswith(f"model {NASTY}")
+    assert page.evaluate("document.querySelector('#layer-0 th').textContent") == f"stage1.conv{NASTY}"
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return page.evaluate(f"[...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+
+
+def test_numbers_that_are_not_finite_do_not_break_the_page(page: Page, tmp_path: Path) -> None:
+    report = samples.small_report()
+    numbers = ("mean", "var", "abs_mean", "effective_rank", "zero_fraction", "between_var")
+    broken: tuple[LayerStatistics, ...] = tuple(
+        replace(entry, nan=3, **dict.fromkeys(numbers, float("nan" if i % 2 else "inf")))
+        for i, entry in enumerate(report.statistics or ())
+    )
+    page.open(replace(report, statistics=broken).save(tmp_path / "broken.html"))
+    assert page.errors == []
+    assert "nan/inf" in page.evaluate("document.querySelector('#layer-table thead').textContent")

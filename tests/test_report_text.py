@@ -1,0 +1,214 @@
+"""The report at a terminal, in a pipe and in a notebook."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import sample_report as samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from normsurgeon.reporting import blocks
+from normsurgeon.reporting.curves import curves, events
+from normsurgeon.reporting.formatting import significant
+from normsurgeon.reporting.plain import plain_text
+from normsurgeon.reporting.records import Finding, Report
+from normsurgeon.reporting.terminal import print_report
+
+REPORTS = {
+    "small": samples.small_report(),
+    "resnet50": samples.resnet50_report(),
+    "bare": samples.bare_report(),
+    "hollow": samples.hollow_report(),
+}
+ESCAPE = "\x1b"
+
+
+def terminal(report: Report, width: int, colours: str | None = "truecolor", **options: Any) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, force_terminal=True, width=width, color_system=colours, legacy_windows=False, **options
+    )
+    print_report(report, console)
+    return file.getvalue()
+
+
+def visible(text: str) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
+def test_fits_every_width(name: str, width: int) -> None:
+    assert max(map(len, visible(terminal(REPORTS[name], width)))) <= width
+
+
+def test_begins_with_what_was_analysed_and_the_findings() -> None:
+    lines = visible(terminal(REPORTS["small"], 100))
+    assert [line.rstrip() for line in lines[:11]] == [
+        "smallnet (gn) compared with smallnet",
+        "imagenet-sample, 500 images (3 skipped), batches of 50, seed 0, cpu",
+        "measured: statistics, similarity, comparison, sensitivity (taylor, fisher, hessian_trace, noise),",
+        "settings, training history",
+        "Same answer: 86.2 %",
+        "KL from the baseline: 0.173 nats",
+        "",
+        "Findings",
+        "✖ problem  neck_norm no longer computes what it did: its output differs from the baseline's by 61.2",
+        "           % (relative error 0.612)",
+        "           → Keep it as a frozen affine: --keep neck_norm",
+    ]
+
+
+def test_severity_is_a_colour_and_a_word() -> None:
+    text = terminal(REPORTS["small"], 100, "standard")
+    assert f"{ESCAPE}[1;31mproblem" in text
+    assert f"{ESCAPE}[33mwarning" in text
+
+
+def test_forty_columns_keep_words_and_numbers() -> None:
+    text = " ".join(" ".join(visible(terminal(REPORTS["resnet50"], 40))).split())
+    for words in (
+        "no longer computes what it did",
+        "layer4.0.downsample.0",
+        "0.735",
+        "→ Prefer rms",
+        "123 layers averaged",
+    ):
+        assert words in text
+
+
+def test_without_colours_the_matrix_is_digits() -> None:
+    for text in (terminal(REPORTS["small"], 100, None), terminal(REPORTS["small"], 100, no_color=True)):
+        assert "       stage1.conv 998866222211111100001100" in visible(text)
+        assert "▀" not in text
+        assert "38;2;" not in text
+    assert "▀" in terminal(REPORTS["resnet50"], 100)
+
+
+def test_a_pipe_gets_plain_text_with_everything() -> None:
+    file = io.StringIO()
+    print_report(REPORTS["resnet50"], Console(file=file, width=40))
+    text = file.getvalue()
+    assert text == plain_text(REPORTS["resnet50"])
+    assert ESCAPE not in text
+    table = text[text.index("\nLayers\n") + 8 :].split("\n\n")[0].splitlines()
+    assert len(table) == 124
+    assert table[0].split()[:6] == ["layer", "kind", "mean", "std", "mean", "|x|"]
+    assert "…" not in text
+
+
+def test_a_pipe_of_another_encoding_is_not_a_crash() -> None:
+    raw = io.BytesIO()
+    print_report(REPORTS["small"], Console(file=io.TextIOWrapper(raw, encoding="cp1252"), width=80))
+    print_report(REPORTS["small"], Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80))
+
+
+def test_the_terminal_of_another_encoding_gets_plain_signs() -> None:
+    report = replace(REPORTS["small"], sweep=(), history=())
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    console = Console(file=file, force_terminal=True, width=100, color_system=None)
+    with console.capture() as capture:
+        print_report(report, console)
+    assert "x problem" in capture.get()
+    assert "████" not in capture.get()
+
+
+def test_square_brackets_are_no_markup() -> None:
+    finding = Finding("k", "warning", "a[bold]", "see [red]x[/red] and [/]", "m[0]", 1.0, "[link=x]y")
+    report = replace(REPORTS["bare"], findings=(finding,))
+    text = "\n".join(visible(terminal(report, 100)))
+    assert "see [red]x[/red] and [/]" in text
+    assert "[link=x]y" in text
+    assert "a[bold]" in text
+
+
+def test_printing_is_the_plain_text_and_repr_is_one_line() -> None:
+    assert str(REPORTS["small"]) == plain_text(REPORTS["small"])
+    assert repr(REPORTS["small"]) == "<Report of smallnet (gn) against smallnet: 500 images, 12 layers, 5 findings>"
+    assert repr(REPORTS["bare"]) == "<Report of nothing: 0 images, 0 findings>"
+
+
+def test_a_report_of_nothing_says_where_it_comes_from() -> None:
+    assert plain_text(REPORTS["bare"]) == (
+        "normsurgeon report: nothing\n\nData    demo\nImages  0\n\nProvenance\n  Model       nothing\n"
+        "  Data        demo (labels not used)\n  Images      0 images\n  Batch size  1\n  Seed        0\n"
+        "  Device      cpu\n"
+    )
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_notebook_shows_a_fragment_that_runs_nothing(name: str) -> None:
+    html = REPORTS[name]._repr_html_()
+    found = _Tags()
+    found.feed(html)
+    assert not found.tags & {"script", "img", "link", "iframe", "html", "body"}
+    assert found.attributes <= {"class", "scope", "title", "open"}
+    styles = re.findall(r"^([^\s}].*?)\{", html[html.index("<style>") + 7 : html.index("</style>")], re.M)
+    assert styles
+    assert all(rule.startswith(".normsurgeon-report") for rule in styles)
+    assert len(html) < 150_000
+
+
+def test_a_notebook_escapes_names() -> None:
+    report = replace(
+        REPORTS["bare"], provenance=replace(REPORTS["bare"].provenance, model="<script>alert('1')</script>")
+    )
+    assert "<script" not in report._repr_html_()
+    assert "&lt;script&gt;" in report._repr_html_()
+
+
+@pytest.mark.parametrize("module", ["html", "terminal", "plain", "notebook", "files", "records"])
+def test_no_renderer_imports_torch(module: str) -> None:
+    code = f"import sys, normsurgeon.reporting.{module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+numbers = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False, width=32))
+
+
+@given(st.floats(-1e300, 1e300))
+def test_three_digits_are_within_half_a_percent(value: float) -> None:
+    assert float(significant(value)) == pytest.approx(value, rel=5.1e-3, abs=1e-320)
+
+
+@given(st.lists(numbers, max_size=200), st.integers(1, 80), st.booleans())
+def test_a_sparkline_never_outgrows_its_width(values: list[float | None], width: int, log: bool) -> None:
+    assert len(blocks.sparkline(values, width, log)) == min(width, len(values))
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(1, 20))
+@settings(max_examples=40)
+def test_shrinking_keeps_a_constant_and_the_size_asked_for(rows: int, columns: int, high: int, wide: int) -> None:
+    small = blocks.shrunk(((0.5,) * columns,) * rows, high, wide)
+    assert len(small) == min(rows, high)
+    assert {len(row) for row in small} == {min(columns, wide)}
+    assert {value for row in small for value in row} == {0.5}
+
+
+def test_curves_come_from_flat_and_nested_histories() -> None:
+    nested = ({"event": "finetune", "epochs": 2, "log": [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]},)
+    (curve,) = curves(nested)
+    assert (curve.title, curve.axis, curve.x, curve.y) == ("loss", "epoch", (1.0, 2.0), (2.0, 1.0))
+    assert events(nested) == ({"event": "finetune", "epochs": 2},)
+    assert [c.title for c in curves(samples.history())] == ["loss", "lr", "top1"]
+    assert curves(({"step": 1, "loss": 2.0},)) == ()
