@@ -135,10 +135,13 @@ def test_the_compiled_loop_and_torch_agree():
     x = torch.randn(4, 6, 700) * torch.logspace(-3, 3, 6)[:, None] + torch.linspace(-5, 5, 6)[:, None]
     x[0, 2, :10] = 0
     a, b = moments.empty(6), moments.empty(6)
-    rows_a, rows_b = fused.update(a, x.numpy()), moments._update(b, x)
+    picks = np.array([0, 0, 3]), np.array([5, 699, 17])
+    *rows_a, picked = fused.update(a, x.numpy(), *picks)
+    rows_b = moments._update(b, x)
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-9)
     for left, right in zip(rows_a, rows_b, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5)
+    np.testing.assert_array_equal(picked, x.numpy()[picks[0], :, picks[1]])
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12], ids=["tiny", "huge"])

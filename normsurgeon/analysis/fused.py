@@ -42,7 +42,7 @@ def update(
     if positions and images:
         edges = [channels * i // threads for i in range(threads + 1)]
         # Threads of our own: a second OpenMP pool beside torch's would fight it for the cores.
-        work = (table, x_NCP, rows_NC2, starts, position, picked)
+        work: tuple[Any, ...] = (table, x_NCP, rows_NC2, starts, position, picked)
         others = [_pool().submit(kernel, *work, *edges[i : i + 2]) for i in range(1, threads)]
         kernel(*work, *edges[:2])
         for other in others:

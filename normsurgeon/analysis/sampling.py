@@ -119,7 +119,8 @@ def _offers(
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
     """Priorities, and places within a strip, of what the images offer: the same for every layer of a network."""
     numbers = np.arange(first_image, first_image + images, dtype=np.uint64)[:, None] * np.uint64(2**20)
-    flat = (numbers + np.uint64(call * OFFERED) + np.arange(offered, dtype=np.uint64)).ravel()
+    slots: NDArray[np.uint64] = np.arange(call * OFFERED, call * OFFERED + offered, dtype=np.uint64)
+    flat: NDArray[np.uint64] = np.add(numbers, slots, dtype=np.uint64).ravel()
     within = (_mix(flat + np.uint64(1)) >> np.uint64(11)).astype(np.float64) / 2**53
     with np.errstate(over="ignore"):
         return _mix(flat + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)), within

@@ -17,6 +17,17 @@ from normsurgeon.errors import ConversionError
 from normsurgeon.graph.skeleton import HOOKS
 
 
+def require_plain(model: nn.Module) -> None:
+    """Nothing, where the model is plain Python.
+
+    :raises ConversionError: for a scripted or compiled one, with the way out.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
+    if hasattr(model, "_orig_mod"):
+        raise ConversionError("this is a torch.compile wrapper: convert model._orig_mod, then compile the result")
+
+
 def copy_model(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> tuple[nn.Module, torch.optim.Optimizer | None]:
@@ -24,10 +35,7 @@ def copy_model(
 
     :raises ConversionError: for a model that cannot be copied or is not plain Python.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
-    if hasattr(model, "_orig_mod"):
-        raise ConversionError("this is a torch.compile wrapper: convert model._orig_mod, then compile the result")
+    require_plain(model)
     try:
         return copy.deepcopy((model, optimizer))
     except (RuntimeError, TypeError) as error:

@@ -18,7 +18,7 @@ from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
 from normsurgeon.surgery.planning import ConversionPlan, Decision, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features
-from normsurgeon.surgery.replacing import copy_model, replace_modules_
+from normsurgeon.surgery.replacing import copy_model, replace_modules_, require_plain
 
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
 """The settings of a plan, as they are when nothing is asked for."""
@@ -170,6 +170,7 @@ def _folds(decision: Decision) -> bool:
 
 def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
     """The model's modules by path, once every decision of the plan has been found in it."""
+    require_plain(model)
     modules = dict(model.named_modules())
     for decision in plan.decisions:
         if decision.site.functional:
