@@ -19,7 +19,7 @@ from normsurgeon.graph.sites import NormSite, find_sites
 from normsurgeon.graph.tracing import TracedModel, trace
 from normsurgeon.norms.catalogue import Target, auto_groups, find_target
 from normsurgeon.patterns import select
-from normsurgeon.reporting.text import plain_table
+from normsurgeon.reporting.text import html_table, plain_table
 
 FORMAT = 1
 
@@ -215,14 +215,23 @@ class ConversionPlan:
             raise CheckpointError("this is not a plan: a JSON object was expected")
         return cls.from_dict(values)
 
+    @property
+    def summary(self) -> str:
+        """One line: the model, the target, and how many sites are converted, kept and refused."""
+        return f"{self.model} → {self.target}: " + ", ".join(f"{n} {status}" for status, n in self.counts.items())
+
     def __str__(self) -> str:
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        rows = [
-            (d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason)
-            for d in self.decisions
-        ]
-        header = ("site", "from", "channels", "status", "to", "groups", "whitening", "reason")
-        return f"{self.model} → {self.target}: {counts}\n{plain_table(header, rows)}"
+        return f"{self.summary}\n{plain_table(_COLUMNS, map(_row, self.decisions))}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary, _COLUMNS, map(_row, self.decisions))
+
+
+_COLUMNS = ("site", "from", "channels", "status", "to", "groups", "whitening", "reason")
+
+
+def _row(d: Decision) -> tuple[Any, ...]:
+    return d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason
 
 
 def plan(

@@ -50,8 +50,10 @@ class Conversion:
         return self.plan.counts
 
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        return f"Conversion({self.plan.model} → {self.plan.target}: {counts})"
+        return f"Conversion({self.plan.summary})"
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_()
 
 
 def convert(
