@@ -46,9 +46,11 @@ format: $(VENV)/.dev      ## put the code in order
 zoo: $(VENV)/.dev         ## convert every BatchNorm architecture of timm; writes docs/coverage.md
 	$(BIN)/python benchmarks/zoo.py --output docs/coverage.md
 
-bench: $(VENV)/.dev       ## what a conversion costs, and what it keeps
+bench: $(VENV)/.dev       ## what a conversion costs and keeps, and what an analysis costs
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/function.py
+	$(BIN)/python benchmarks/analysis.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hessian.py
 
 clean:           ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
