@@ -7,7 +7,7 @@ statistics  all statistics of all default layers of ResNet-50 (batch 8, 224 pixe
 memory      peak of the process (resident) during that, over the peak of plain forward passes
 cka         CKA of the 20 convolutions of two ResNet-18s over one forward pass of one of them (two are the floor);
             then of all 60-odd modules of each; beside it torch-cka, where it is installed
-stream      peak memory after 8 batches and after 64: it must not grow
+stream      peak memory of a whole analysis (statistics and similarity) of 50 images and of 50,000: it must not grow
 
 Passes alternate, and the median of each is taken: machines are noisy.
 """
@@ -15,8 +15,9 @@ Passes alternate, and the median of each is taken: machines are noisy.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -116,13 +117,22 @@ def peak_of(what: str, batches: int, queue: multiprocessing.Queue) -> None:
                 model(images)
         if what != "plain":
             collector.results()
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    queue.put(high_water())
 
 
-def peak(what: str, batches: int) -> float:
+def high_water() -> float:
+    """The peak resident size of this process in MiB.
+
+    Not ``ru_maxrss``: that begins at the size of the process that started this one.
+    """
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:"))
+
+
+def in_a_process(function: Callable[..., None], *arguments: object) -> float:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=peak_of, args=(what, batches, queue))
+    process = context.Process(target=function, args=(*arguments, queue))
     process.start()
     found = queue.get()
     process.join()
@@ -130,14 +140,23 @@ def peak(what: str, batches: int) -> float:
 
 
 def measure_memory() -> None:
-    plain, watched = peak("plain", 8), peak("watched", 8)
+    plain, watched = in_a_process(peak_of, "plain", 8), in_a_process(peak_of, "watched", 8)
     print(f"peak memory: forward {plain:.0f} MiB, with all statistics {watched:.0f} MiB, "
           f"ratio {watched / plain:.2f} (target 1.2)")  # fmt: skip
 
 
+def peak_of_stream(images: int, queue: multiprocessing.Queue) -> None:
+    """In a process of its own: the peak of a whole analysis of so many images."""
+    model = timm.create_model("resnet18").eval()
+    batches = (torch.randn(50, 3, 32, 32) for _ in range(images // 50))
+    ns.analyze(model, batches, only=["statistics", "similarity"])
+    queue.put(high_water())
+
+
 def measure_stream() -> None:
-    few, many = peak("watched", 8), peak("watched", 64)
-    print(f"peak memory: 64 images {few:.0f} MiB, 512 images {many:.0f} MiB, ratio {many / few:.3f}")
+    few, many = in_a_process(peak_of_stream, 50), in_a_process(peak_of_stream, 50_000)
+    print(f"peak memory of ns.analyze, ResNet-18, 32 pixels: 50 images {few:.0f} MiB, 50,000 images {many:.0f} MiB, "
+          f"ratio {many / few:.3f}")  # fmt: skip
 
 
 def measure_cka(repeats: int) -> None:
@@ -173,7 +192,7 @@ def measure_cka(repeats: int) -> None:
         loader = DataLoader(TensorDataset(images, torch.zeros(16)), batch_size=16)
 
         def peer() -> object:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
                 warnings.simplefilter("ignore")
                 judge = torch_cka.CKA(model, other, model1_layers=names, model2_layers=names)
                 found = judge.compare(loader)
