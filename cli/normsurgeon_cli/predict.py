@@ -19,7 +19,7 @@ def predict(
     model: options.Model,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE…", help="Image files, and folders of them.", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Image files, and folders of them.", show_default=False),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes an image.")] = 5,
     classes: Annotated[
