@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from normsurgeon.graph.sites import find_sites as find_sites
     from normsurgeon.loading import load as load
     from normsurgeon.norms.catalogue import TARGETS as TARGETS
+    from normsurgeon.prediction import Prediction as Prediction
+    from normsurgeon.prediction import Predictions as Predictions
+    from normsurgeon.prediction import predict as predict
     from normsurgeon.reporting.records import Report as Report
     from normsurgeon.surgery.plain import plain_swap as plain_swap
     from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
@@ -50,6 +53,9 @@ _HOME = {
     "inspect": "graph.inventory",
     "load": "loading",
     "TARGETS": "norms.catalogue",
+    "Prediction": "prediction",
+    "Predictions": "prediction",
+    "predict": "prediction",
     "Report": "reporting.records",
     "ConversionPlan": "surgery.planning",
     "plan": "surgery.planning",

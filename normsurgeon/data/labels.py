@@ -14,8 +14,10 @@ from normsurgeon.errors import DataError
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def class_names_for(model: nn.Module) -> list[str] | None:
+def class_names_for(model: nn.Module, classes: int | None = None) -> list[str] | None:
     """What each output of a classifier is called, in its order; None where it is not known.
+
+    classes  how many outputs the head has; default: what the model says of itself, which a replaced head belies
 
     The names in the model's own ``pretrained_cfg`` come first (``label_descriptions``, ``label_names``);
     otherwise a head with as many outputs as ImageNet-1k, -12k, -21k or -22k has classes is taken for theirs.
@@ -24,7 +26,7 @@ def class_names_for(model: nn.Module) -> list[str] | None:
     >>> class_names_for(timm.create_model("test_resnet"))[0]
     'tench, Tinca tinca'
     """
-    classes = getattr(model, "num_classes", None)
+    classes = classes or getattr(model, "num_classes", None)
     config = getattr(model, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
     own_names = config.get("label_names")

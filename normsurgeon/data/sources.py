@@ -139,6 +139,21 @@ def open_source(
     raise DataError(f"there is no folder {text}; {FORMS}")
 
 
+def class_folders(folder: str | os.PathLike[str]) -> list[str]:
+    """The names of a folder's sub-folders, in the order in which ``open_source`` numbers them.
+
+    :raises DataError: no such folder, no folders in it, or folders that are splits.
+    """
+    if not os.path.isdir(folder):
+        raise DataError(f"there is no folder {folder}; give the folder that holds a folder for each class")
+    names = [os.path.basename(path) for path in _listing(folder)[1]]
+    if not names:
+        raise DataError(f"{folder} holds no folders; give the folder that holds a folder for each class")
+    if all(name.lower() in _SPLITS for name in names):
+        raise DataError(f"the folders of {folder} are splits, not classes; try {os.path.join(folder, names[0])}")
+    return names
+
+
 def nothing_readable(name: str, count: int, reason: str) -> DataError:
     """The error for a source of ``count`` images of which none can be decoded; ``reason`` is the last's."""
     return DataError(f"none of the {count} images of {name} can be read; the last one: {reason}")
@@ -146,7 +161,7 @@ def nothing_readable(name: str, count: int, reason: str) -> DataError:
 
 def _open_folder(path: Path, name: str, classes: int | None) -> ImageSource:
     loose, folders = _listing(path)
-    inside = {os.path.basename(folder): _images_below(folder) for folder in folders}
+    inside = {os.path.basename(folder): images_below(folder) for folder in folders}
     class_names = list(inside)
     if not any(inside.values()):
         if not loose:
@@ -216,9 +231,10 @@ def _listing(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     return images, folders
 
 
-def _images_below(folder: str, above: tuple[str, ...] = ()) -> list[str]:
+def images_below(folder: str, above: tuple[str, ...] = ()) -> list[str]:
+    """The paths of all images in a folder and in the folders within; hidden ones left out, in order."""
     real = os.path.realpath(folder)
     if real in above:  # a link back up
         return []
     images, folders = _listing(folder)
-    return images + [path for inner in folders for path in _images_below(inner, (*above, real))]
+    return images + [path for inner in folders for path in images_below(inner, (*above, real))]

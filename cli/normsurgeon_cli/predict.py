@@ -1,0 +1,80 @@
+"""normsurgeon predict: what a model sees on images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from normsurgeon_cli import options
+from normsurgeon_cli.console import out, print_json, print_table, progress, say
+
+if TYPE_CHECKING:
+    from normsurgeon import Predictions
+
+
+def predict(
+    model: options.Model,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help="Image files, and folders of them.", show_default=False),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes an image.")] = 5,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Class folders to take the names from, where the model's own classes are not known by name.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
+    ] = None,
+    weights: options.Weights = None,
+    random_init: options.RandomInit = False,
+    json: options.Json = False,
+) -> None:
+    """Show the most probable classes of each IMAGE, with their probabilities."""
+    from normsurgeon.environment import explained_imports
+
+    with explained_imports():
+        from normsurgeon.prediction import image_files
+    files = image_files(images)  # before the model: it may take minutes to fetch
+    network = options.load(model, weights, random_init)
+    import torch
+
+    import normsurgeon as ns
+
+    if device is None and torch.cuda.is_available():
+        device = "cuda"
+    with progress("predicting") as advance:
+        result = ns.predict(
+            network, files, top=top, classes=classes, batch_size=batch_size, device=device, on_progress=advance
+        )
+    if json:
+        print_json({**result.to_dict(), "model": model})
+    else:
+        print_table(("image", "class", "name", "probability"), _rows(result))
+    if classes is not None and result.named_by == "model":
+        say(f"--classes {classes} was not needed: the network's classes are known by name")
+    if result.skipped:
+        say(f"{len(result.skipped)} of {len(files)} images skipped:")
+        for image in result.skipped:
+            say(f"  {image.file} {image.reason}")
+
+
+def _rows(result: Predictions) -> list[tuple[str, int, str, str]]:
+    """A row a class. In a pipe every row names its image, for grep; at a terminal the first of each is enough."""
+    terminal = out().is_terminal
+    rows: list[tuple[str, int, str, str]] = []
+    for image in result:
+        for place, number in enumerate(image.classes):
+            file = "" if terminal and place else image.file
+            texts = [escape(text) if terminal else text for text in (file, image.names[place])]
+            rows.append((texts[0], number, texts[1], f"{100 * image.probabilities[place]:.1f} %"))
+    return rows
