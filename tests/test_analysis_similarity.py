@@ -215,6 +215,19 @@ def test_a_converted_network_is_compared_layer_by_layer_with_its_original():
     assert pair.std_ratio == pytest.approx(np.exp(np.log(a.std((0, 2)) / b.std((0, 2))).mean()), rel=1e-4)
 
 
+def test_layers_that_the_conversion_rewrote_are_marked_and_raise_no_alarm():
+    torch.manual_seed(0)
+    model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
+    result = ns.convert(model, to="ln")
+    report = ns.analyze(result.model, [torch.randn(8, 3, 64, 64)], baseline=model, only=["statistics", "similarity"])
+    folded = {decision.site.producer for decision in result.sites if decision.whitening == "fold"}
+    assert {pair.layer for pair in report.comparison.pairs if pair.rewritten} == folded
+    assert f"{len(folded)} layers hand whitened features to a converted norm" in report.comparison.notes[0]
+    assert not folded & {finding.layer for finding in report.findings if finding.kind == "drift"}
+    untouched = ns.analyze(model, [torch.randn(4, 3, 64, 64)], baseline=model, only=["statistics"]).comparison
+    assert not any(pair.rewritten for pair in untouched.pairs)
+
+
 def test_a_baseline_of_another_architecture_is_compared_where_names_agree_and_the_rest_is_listed():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10).eval()

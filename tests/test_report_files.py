@@ -78,6 +78,7 @@ def test_the_header_of_the_table_is_stable() -> None:
         "baseline_effective_rank,baseline_participation_ratio,baseline_rank_samples,baseline_nan,baseline_inf,"
         "baseline_first_nonfinite,baseline_group_fluctuation,baseline_mean_fluctuation,baseline_std,baseline_layer,"
         "cka,gram_cosine,cosine,relative_error,channel_cosine,worst_channel,worst_channel_cosine,mean_shift,std_ratio,"
+        "rewritten,"
         "sensitivity_taylor_labels,sensitivity_taylor_labels_stderr,sensitivity_fisher_prediction,"
         "sensitivity_fisher_prediction_stderr,sensitivity_hessian_trace_labels,"
         "sensitivity_hessian_trace_labels_stderr,sensitivity_noise_prediction,sensitivity_noise_prediction_stderr"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.analysis.capture import Receiver, captured
-from normsurgeon.analysis.comparison import PairCollector
+from normsurgeon.analysis.comparison import PairCollector, rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
@@ -257,13 +257,20 @@ class _Pass:
         notes: tuple[str, ...] = ()
         if not set(mine) & set(theirs):
             notes = ("no layer of the model has the name of one of the baseline's: only whole matrices compare",)
+        rewritten = rewritten_layers(tuple(mine.values()), tuple(theirs.values()))
+        if rewritten:
+            notes += (
+                f"{len(rewritten)} layers hand whitened features to a converted norm and differ from the baseline's by "
+                "design: the norms and blocks after them tell what was lost",
+            )
+        pairs = self.pairs.results(rows, columns, mine, theirs, cka, gram_cosine)
         return Comparison(
             baseline=baseline,
             layers=rows,
             baseline_layers=columns,
             cka=cka,
             gram_cosine=gram_cosine,
-            pairs=self.pairs.results(rows, columns, mine, theirs, cka, gram_cosine),
+            pairs=tuple(replace(pair, rewritten=pair.layer in rewritten) for pair in pairs),
             only_model=tuple(name for name in mine if name not in theirs),
             only_baseline=tuple(name for name in theirs if name not in mine),
             samples=self.images,

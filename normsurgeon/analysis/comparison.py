@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -146,3 +147,19 @@ def _moved(mine: LayerStatistics | None, theirs: LayerStatistics | None) -> tupl
         return None, None
     apart = np.abs(np.array(mine.channel_means) - np.array(theirs.channel_means))
     return float((apart[alive] / b[alive]).mean()), float(np.exp(np.log(a[alive] / b[alive]).mean()))
+
+
+def rewritten_layers(mine: Sequence[LayerStatistics], theirs: Sequence[LayerStatistics]) -> set[str]:
+    """Convolutions and linear layers right before a norm of another class than the baseline's.
+
+    A conversion folds the whitening (and balancing's signs) into them, so that they differ from the baseline's by
+    design and say nothing about what was lost: the norm after them does. Both records are in calling order.
+    """
+    before = {record.layer: record.class_name for record in theirs}
+    return {
+        layer.layer
+        for layer, norm in pairwise(mine)
+        if layer.kind in ("convolution", "linear")
+        and norm.kind == "norm"
+        and before.get(norm.layer, norm.class_name) != norm.class_name
+    }

@@ -174,13 +174,14 @@ def _compared(comparison: Comparison | None) -> Iterator[Finding]:
             comparison.agreement,
             "" if good else "convert fewer layers, choose rms or ln, or recover it with data",
         )
-    known = [pair for pair in comparison.pairs if pair.relative_error is not None]
+    pairs = [pair for pair in comparison.pairs if not pair.rewritten]
+    known = [pair for pair in pairs if pair.relative_error is not None]
     if known and all((pair.relative_error or 0) < 1e-4 for pair in known):
         yield Finding(
             "same", "good", None, f"all {len(known)} layers give what the baseline's give", "relative_error",
             max(pair.relative_error or 0 for pair in known),
         )  # fmt: skip
-    drifted = [pair for pair in comparison.pairs if pair.cosine is not None and pair.cosine < DRIFT[0]]
+    drifted = [pair for pair in pairs if pair.cosine is not None and pair.cosine < DRIFT[0]]
     for pair in sorted(drifted, key=lambda pair: pair.cosine or 0):
         yield Finding(
             "drift",

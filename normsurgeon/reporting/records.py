@@ -123,6 +123,7 @@ class LayerPair:
     channel_cosine   mean over channels of the cosine of a channel's values in both; ``worst_channel`` the least
     mean_shift       mean over channels of |mean_a − mean_b| / std_b
     std_ratio        geometric mean over channels of std_a / std_b
+    rewritten        whether a surgery had this layer hand other features to the norm after it, which differ by design
     """
 
     layer: str
@@ -136,6 +137,7 @@ class LayerPair:
     worst_channel_cosine: float | None = None
     mean_shift: float | None = None
     std_ratio: float | None = None
+    rewritten: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ Table = tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]
 def worst_pairs(rows: Sequence[LayerRow], most: int = 15) -> Table:
     """Header and cells: how far apart, and both networks' standard deviation and effective rank.
 
+    Layers that a surgery rewrote are left out: they differ by design.
+
     Both are empty when nothing is known of any pair.
     """
-    ordered = sorted((row for row in rows if row.pair), key=_badness, reverse=True)[:most]
+    ordered = sorted((row for row in rows if row.pair and not row.pair.rewritten), key=_badness, reverse=True)[:most]
     body = [_cells(row) for row in ordered]
     header: tuple[str, ...] = ("layer", "rel. error", "CKA", "cosine", "mean shift", "std ratio")
     header += ("std before", "after", "eff. rank before", "after")
