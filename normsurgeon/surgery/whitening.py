@@ -17,6 +17,9 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from normsurgeon.norms.catalogue import Target
 from normsurgeon.norms.sources import BatchNormReading
 
+CHUNK = 2**17
+"""Weights that are scaled at a time: 1 MiB in float64."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -86,19 +89,18 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
     give_bias_(producer)
     weight: nn.Parameter = producer.weight  # type: ignore[assignment]
     scale = affine.scale
-    if isinstance(producer, _ConvTransposeNd):
-        # The weight is (in, out / groups, *kernel): output channels run over groups first, then dimension 1.
-        per_group = weight.shape[1]
-        factors = scale.view(producer.groups, 1, per_group, *[1] * (weight.ndim - 2))
-        blocks = (producer.groups, -1, *weight.shape[1:])
-    else:
-        factors = scale.view(-1, *[1] * (weight.ndim - 1))
-        blocks = tuple(weight.shape)
-    # One float64 copy of one weight at a time is all the memory that folding takes.
-    scaled = weight.detach().to(torch.float64, copy=True).reshape(blocks).mul_(factors).reshape(weight.shape)
     bias: nn.Parameter = producer.bias  # type: ignore[assignment]
     with torch.no_grad():
-        weight.copy_(scaled)
+        if isinstance(producer, _ConvTransposeNd):
+            # The weight is (in, out / groups, *kernel): output channels run over groups first, then dimension 1.
+            factors = scale.view(producer.groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+            blocks = weight.double().reshape(producer.groups, -1, *weight.shape[1:])
+            weight.copy_((blocks * factors).reshape(weight.shape))
+        else:
+            # In float64, a few output channels at a time: a second copy of a large weight would be the peak of memory.
+            rows = max(1, CHUNK // max(1, weight[0].numel()))
+            for part, factors in zip(weight.split(rows), scale.split(rows), strict=True):
+                part.copy_(part.double().mul_(factors.view(-1, *[1] * (weight.ndim - 1))))
         bias.copy_(bias.double() * scale + affine.shift)
 
 
