@@ -9,7 +9,8 @@ cka         CKA of the 20 convolutions of two ResNet-18s over one forward pass o
             then of all 60-odd modules of each; beside it torch-cka, where it is installed
 stream      peak memory of a whole analysis (statistics and similarity) of 50 images and of 50,000: it must not grow
 
-Passes alternate, and the median of each is taken: machines are noisy.
+Passes alternate, and the median of each is taken: machines are noisy. OMP_WAIT_POLICY is PASSIVE unless it is set, as
+in ``normsurgeon analyze`` (see normsurgeon/analysis/fused.py); OMP_WAIT_POLICY=ACTIVE shows what spinning threads cost.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import argparse
 import contextlib
 import io
 import multiprocessing
+import os
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 import timm
 import torch

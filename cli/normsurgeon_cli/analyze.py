@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def analyze(
     ] = False,
 ) -> None:
     """Statistics, similarity and sensitivity of MODEL's layers, as a report."""
+    # Read when torch is loaded, below: else its idle threads would spin on the cores that statistics run on.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     files = [(path, ending) for path, ending in ((html, ".html"), (csv, ".csv"), (json_file, ".json")) if path]
     for path, ending in files:
         if path.suffix != ending:
