@@ -164,6 +164,7 @@ def measure_stream() -> None:
 
 
 def measure_cka(repeats: int) -> None:
+    torch.manual_seed(0)
     model, other = (timm.create_model("resnet18").eval() for _ in range(2))
     images = torch.randn(16, 3, 224, 224)
 
@@ -195,15 +196,16 @@ def measure_cka(repeats: int) -> None:
         names = [layer.name for layer in choose_layers(model, kinds=["convolution"])]
         loader = DataLoader(TensorDataset(images, torch.zeros(16)), batch_size=16)
 
-        def peer() -> object:
+        def peer() -> None:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
                 warnings.simplefilter("ignore")
                 judge = torch_cka.CKA(model, other, model1_layers=names, model2_layers=names)
-                found = judge.compare(loader)
+                # Its float32 sums can give nan on networks without training, which it refuses once all is computed.
+                with contextlib.suppress(AssertionError):
+                    judge.compare(loader)
             for network in (model, other):
                 for module in network.modules():
                     module._forward_hooks.clear()  # it leaves its own behind
-            return found
 
         functions["torch-cka, 20 convolutions"] = peer
     with torch.no_grad():
