@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference import classifier_logits, eval_mode, home_of, name_of, placed
+from normsurgeon.inference import eval_mode, fetched_logits, name_of, placed
 from normsurgeon.views import Data, open_views
 
 
@@ -95,14 +95,14 @@ def evaluate(
         scores = _Scores()
         for images, labels in views:
             begin = time.perf_counter()
-            logits = _run(model, images[0])
+            logits = fetched_logits(model, images[0])
             seconds = time.perf_counter() - begin
             if labels is not None:
                 labels = labels.cpu()
                 _check_labels(labels, logits)
             reference = None
             if baseline is not None:
-                reference = _run(baseline, images[-1])
+                reference = fetched_logits(baseline, images[-1])
                 _check_baseline(logits, reference)
             scores.add(logits, labels, reference, seconds)
             if on_progress is not None:
@@ -182,13 +182,6 @@ class _Scores:
             nonfinite=self.nonfinite,
             skipped_files=skipped,
         )
-
-
-def _run(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits in float64 on the CPU: fetching them waits for an accelerator, so that a clock may be read."""
-    device, dtype = home_of(model)
-    images = images.to(device, dtype if images.is_floating_point() else None)
-    return classifier_logits(model, images).cpu().double()
 
 
 def _check_labels(labels: Tensor, logits: Tensor) -> None:

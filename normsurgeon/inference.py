@@ -44,6 +44,16 @@ def classifier_logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
+def fetched_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """``classifier_logits`` in float64 on the CPU, of images that are first put where the model is, in its precision.
+
+    Fetching waits for an accelerator, so that a clock may be read afterwards.
+    """
+    device, dtype = home_of(model)
+    images = images.to(device, dtype if images.is_floating_point() else None)
+    return classifier_logits(model, images).cpu().double()
+
+
 def head_classes(model: nn.Module, config: DataConfig | None = None) -> int:
     """How many classes the model tells apart: its ``num_classes``, or else the width of its logits.
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from PIL import ImageOps
 from torch import Tensor, nn
 
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.data.readers import brief, read_image
+from normsurgeon.data.readers import read_image
 from normsurgeon.data.sources import class_folders, images_below
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference import classifier_logits, eval_mode, home_of, name_of, placed
+from normsurgeon.inference import eval_mode, fetched_logits, name_of, placed
 
 FilePath = str | os.PathLike[str]
 NamedBy = Literal["model", "folders", "numbers"]
@@ -104,8 +105,8 @@ def predict(
     device       where to run; the model is put back afterwards. Default: where it is
     on_progress  is told, after every batch, how many images are done and how many there are
 
-    An image that cannot be read is left out and listed in ``skipped``. The model is in eval mode meanwhile;
-    every module's ``training`` flag is put back, also after an error.
+    Images are turned upright by what a camera noted in them (EXIF). One that cannot be read is left out and listed in
+    ``skipped``. The model is in eval mode meanwhile; every module's ``training`` flag is put back, also after an error.
 
     :raises DataError: a path that is not there, a folder without images, nothing that can be read, or another
         number of class folders than the head has classes.
@@ -135,7 +136,7 @@ def predict(
             part = files[start : start + batch_size]
             read, inputs = _read(part, transform, skipped)
             if read:
-                logits = _logits(model, torch.stack(inputs))
+                logits = fetched_logits(model, torch.stack(inputs))
                 if not names:  # only now is it known how wide the head is
                     names, named_by = _names(model, logits.shape[1], folders, classes)
                 found += _best(read, logits, names, top, skipped)
@@ -180,20 +181,13 @@ def _read(
     read, inputs = [], []
     for file in files:
         try:
-            inputs.append(transform(read_image(file)))
+            # Upright, as every viewer shows it. (evaluate reads pixels as they are stored, as published accuracies do.)
+            inputs.append(transform(ImageOps.exif_transpose(read_image(file))))
         except DataError as error:
             skipped.append(Skipped(file, str(error).removeprefix(file).strip()))
-        except (OSError, ValueError) as error:  # a colour mode that Pillow decodes and cannot convert
-            skipped.append(Skipped(file, f"cannot be pre-processed ({brief(error)}); try saving it as PNG"))
         else:
             read.append(file)
     return read, inputs
-
-
-def _logits(model: nn.Module, images_NCHW: Tensor) -> Tensor:
-    """Logits (N, K) in float64 on the CPU."""
-    device, dtype = home_of(model)
-    return classifier_logits(model, images_NCHW.to(device, dtype)).cpu().double()
 
 
 def _names(

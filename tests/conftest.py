@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from normsurgeon.norms.sources import is_batch_norm
@@ -68,3 +70,44 @@ class ConvNet(nn.Module):
 def convnet() -> ConvNet:
     torch.manual_seed(0)
     return randomise_(ConvNet()).eval()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three images of different sizes in a folder and a folder within; 10 comes after 2."""
+    random = np.random.default_rng(0)
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name, shape in (("2.png", (60, 90, 3)), ("10.png", (75, 50, 3)), ("more/a.png", (64, 64, 3))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def class_tree(root: Path, names: list[str]) -> Path:
+    """A folder with an empty folder for each class."""
+    for name in names:
+        (root / "classes" / name).mkdir(parents=True)
+    return root / "classes"
+
+
+def put(path: Path, value: int = 128, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> Path:
+    """An image of one colour, in a folder that need not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value,) * len(mode)).save(path)
+    return path
+
+
+def stored_outputs(model: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """Every module's output, kept whole: what the streaming pass must not need."""
+    outputs: dict[str, np.ndarray] = {}
+    handles = [
+        module.register_forward_hook(
+            lambda module, inputs, output, name=name: outputs.__setitem__(name, output.detach().double().numpy().copy())
+        )
+        for name, module in model.named_modules()
+        if name
+    ]
+    with torch.no_grad():
+        model.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return outputs

@@ -12,6 +12,7 @@ from torch import nn
 import normsurgeon as ns
 from normsurgeon.norms import catalogue
 from normsurgeon.norms.layers import LayerNormC, RmsNormC, RmsNormChw
+from normsurgeon.surgery import whitening
 from normsurgeon.surgery.whitening import Affine, Moments, compose, fold_, matching_affine
 
 PRODUCERS = [
@@ -32,8 +33,10 @@ PRODUCERS = [
     bias=st.booleans(),
     groups=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 2**16),
+    chunk=st.sampled_from([1, 70, whitening.CHUNK]),
 )
-def test_folding_an_affine_into_any_producer_is_exact(make, bias, groups, seed):
+def test_folding_an_affine_into_any_producer_is_exact(make, bias, groups, seed, chunk):
+    """In however many pieces a large weight is scaled."""
     torch.manual_seed(seed)
     producer = make(bias, groups).double()
     rank = {nn.Linear: 0, nn.Conv1d: 1, nn.ConvTranspose1d: 1, nn.Conv3d: 3, nn.ConvTranspose3d: 3}.get(
@@ -43,7 +46,9 @@ def test_folding_an_affine_into_any_producer_is_exact(make, bias, groups, seed):
     affine = Affine(torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64))
     shape = (1, -1, *[1] * rank)
     expected = producer(x) * affine.scale.view(shape) + affine.shift.view(shape)
-    fold_(producer, affine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whitening, "CHUNK", chunk)
+        fold_(producer, affine)
     torch.testing.assert_close(producer(x), expected, rtol=1e-12, atol=1e-12)
 
 

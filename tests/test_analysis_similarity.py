@@ -215,17 +215,28 @@ def test_a_converted_network_is_compared_layer_by_layer_with_its_original():
     assert pair.std_ratio == pytest.approx(np.exp(np.log(a.std((0, 2)) / b.std((0, 2))).mean()), rel=1e-4)
 
 
-def test_layers_that_the_conversion_rewrote_are_marked_and_raise_no_alarm():
+@pytest.mark.parametrize(("to", "layers"), [("ln", ()), ("fold", ()), ("ln", ("conv1.0", "layer1.0.conv1"))])
+def test_layers_that_the_conversion_rewrote_are_marked_and_raise_no_alarm(to, layers):
     torch.manual_seed(0)
     model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
-    result = ns.convert(model, to="ln")
-    report = ns.analyze(result.model, [torch.randn(8, 3, 64, 64)], baseline=model, only=["statistics", "similarity"])
-    folded = {decision.site.producer for decision in result.sites if decision.whitening == "fold"}
-    assert {pair.layer for pair in report.comparison.pairs if pair.rewritten} == folded
-    assert f"{len(folded)} layers hand whitened features to a converted norm" in report.comparison.notes[0]
-    assert not folded & {finding.layer for finding in report.findings if finding.kind == "drift"}
-    untouched = ns.analyze(model, [torch.randn(4, 3, 64, 64)], baseline=model, only=["statistics"]).comparison
-    assert not any(pair.rewritten for pair in untouched.pairs)
+    result = ns.convert(model, to=to)
+    images = [torch.randn(8, 3, 64, 64)]
+    report = ns.analyze(result.model, images, baseline=model, only=["statistics", "similarity"], layers=layers)
+    folded = {site.site.producer for site in result.sites if site.whitening == "fold" or site.target == "fold"}
+    expected = folded & set(layers) if layers else folded
+    assert expected
+    assert {pair.layer for pair in report.comparison.pairs if pair.rewritten} == expected
+    assert f"{len(expected)} layers took in the norm after them, or its whitening" in report.comparison.notes[0]
+    assert not expected & {finding.layer for finding in report.findings if finding.kind == "drift"}
+
+
+def test_layers_that_kept_their_weights_are_not_marked_as_rewritten():
+    torch.manual_seed(0)
+    model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
+    for other in (model, ns.convert(model, to="affine").model):
+        found = ns.analyze(other, [torch.randn(4, 3, 64, 64)], baseline=model, only=["statistics"])
+        assert not any(pair.rewritten for pair in found.comparison.pairs)
+        assert found.comparison.notes == ()
 
 
 def test_a_baseline_of_another_architecture_is_compared_where_names_agree_and_the_rest_is_listed():

@@ -149,6 +149,23 @@ def test_a_hyper_parameter_sweep_is_made_on_request():
     assert {point.setting for point in report.sweep} == {"eps", "groups", "scale"}
 
 
+def test_sensitivity_alone_runs_no_more_images_than_it_measures():
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    read = []
+
+    def batches():
+        for number in range(50):
+            read.append(number)
+            yield torch.randn(4, 3, 64, 64), None
+
+    calls = []
+    handle = model.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    report = ns.analyze(model, batches(), only=["sensitivity"], methods=["taylor"], sensitivity_images=6)
+    handle.remove()
+    assert (report.provenance.images, report.sensitivity[0].samples) == (6, 6)
+    assert (read, sum(calls)) == ([0, 1], 6)
+
+
 def test_one_image_is_enough_for_statistics_and_explained_for_the_rest(run, tmp_path):
     Image.new("RGB", (64, 64), (200, 30, 90)).save(tmp_path / "only.png")
     result = run("test_resnet", *QUICK, "--data", str(tmp_path), "--json")

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
+from conftest import put
 from torch import nn
 
 from normsurgeon.data import demo
-from normsurgeon.data.batches import Batches
 from normsurgeon.data.labels import class_names_for, labels_of_folders
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
@@ -24,12 +19,6 @@ from normsurgeon.errors import DataError, UsageError
 
 TENCH, GOLDFISH, TOILET_TISSUE = "n01440764", "n01443537", "n15075141"  # 0, 1 and 999 of ImageNet-1k
 SMALL = DataConfig(input_size=(3, 8, 8), crop_pct=1.0)
-
-
-def put(path: Path, value: int = 128, mode: str = "RGB", size: tuple[int, int] = (12, 10)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value if mode == "L" else (value,) * len(mode)).save(path)
-    return path
 
 
 def labels_of(source) -> list[int | None]:
@@ -253,138 +242,6 @@ def test_a_timm_dataset_that_is_not_there_is_one_clear_line(tmp_path, capsys, na
         open_source(name, root=tmp_path)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""  # standard output belongs to --json
-
-
-# Pre-processing
-
-
-def test_a_configuration_survives_json():
-    config = DataConfig((1, 28, 20), (0.1,), (0.3,), "bilinear", 0.9, "squash")
-    assert DataConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"input_size": (3, 8)}, r"input_size=\(3, 8\) must be channels, height and width"),
-        ({"mean": (0.5,)}, r"mean has 1 and std 3 numbers, and the input has 3 channels"),
-        ({"std": (0.2, 0.0, 0.2)}, r"std=\(0\.2, 0\.0, 0\.2\) finite and above 0"),
-        ({"mean": None}, r"mean=None must be a sequence of numbers"),
-        ({"interpolation": "cubist"}, r"interpolation='cubist' is unknown"),
-        ({"crop_pct": 0}, r"crop_pct=0 must be above 0"),
-        ({"crop_mode": "tight"}, r"crop_mode='tight' is unknown; it is one of center, squash, border"),
-        ({"size": 8}, r"a data configuration has no 'size'; it has input_size, mean"),
-    ],
-)
-def test_a_wrong_configuration_is_refused_when_made(values, message):
-    with pytest.raises(UsageError, match=message):
-        DataConfig.from_dict(values)
-
-
-def test_a_configuration_is_read_off_the_model():
-    model = timm.create_model("test_resnet")
-    assert DataConfig.of(model) == DataConfig((3, 160, 160), (0.5,) * 3, (0.5,) * 3, "bilinear", 0.95, "center")
-    assert DataConfig.of(nn.Sequential(nn.Conv2d(3, 4, 3))) == DataConfig()  # timm's ImageNet defaults
-    own = nn.Sequential(nn.Conv2d(3, 4, 3))
-    own.pretrained_cfg = {"input_size": [3, 32, 48], "mean": [0.5, 0.4, 0.3], "crop_pct": 1.0}
-    assert DataConfig.of(own) == DataConfig((3, 32, 48), (0.5, 0.4, 0.3), crop_pct=1.0)
-    own.pretrained_cfg = None
-    assert DataConfig.of(own) == DataConfig()
-
-
-def test_a_grey_network_gets_grey_images_of_its_own_normalisation():
-    assert DataConfig.of(nn.Conv2d(1, 4, 3)).input_size == (1, 224, 224)
-    model = timm.create_model("test_resnet", in_chans=1)
-    config = DataConfig.of(model)
-    assert (config.input_size, config.mean, config.std) == ((1, 160, 160), (0.5,), (0.5,))
-    tensor = config.transform()(Image.new("RGB", (200, 180), (255, 255, 255)))
-    assert tensor.shape == (1, 160, 160)
-    assert torch.allclose(tensor, torch.ones(()))  # (1 - 0.5) / 0.5
-    with pytest.raises(UsageError, match="the network reads 5 channels, and images have 1 or 3"):
-        DataConfig.of(timm.create_model("test_resnet", in_chans=5)).transform()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "I;16", "I"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_of_every_mode_are_taken(mode, channels):
-    grey = Image.fromarray(np.full((16, 16), 200, np.uint8))
-    if mode == "I;16":
-        image = Image.fromarray(np.full((16, 16), 200 * 256 + 7, np.uint16))
-    elif mode == "I":
-        image = Image.fromarray(np.full((16, 16), 200 * 256, np.int32))
-    else:
-        image = grey.quantize() if mode == "P" else grey.convert("RGB").convert(mode)
-    assert image.mode == mode
-    config = DataConfig((channels, 8, 8), (0.0,) * channels, (1.0,) * channels)
-    tensor = config.transform()(image)
-    assert tensor.shape == (channels, 8, 8)
-    assert tensor.mul(255).sub(200).abs().max() <= 1
-
-
-def test_normalisation_is_the_formula():
-    config = DataConfig((3, 4, 4), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    found = config.transform()(Image.new("RGB", (9, 7), (10, 20, 30)))
-    expected = (np.array([10, 20, 30]) / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
-    np.testing.assert_allclose(found[:, 2, 1].numpy(), expected, rtol=1e-5)
-
-
-# Batches
-
-
-@pytest.fixture(scope="module")
-def ten(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ten")
-    for number in range(10):
-        put(folder / f"c{number}" / "1.png", 20 * number)
-    return folder
-
-
-@given(size=st.integers(1, 12), limit=st.none() | st.integers(1, 12))
-def test_batches_hold_every_image_once_whatever_their_size(ten, size, limit):
-    batches = Batches(open_source(ten), SMALL, batch_size=size, max_images=limit)
-    labels = [number for images, labels in batches for number in labels.tolist()]
-    take = min(10, limit or 10)
-    assert labels == [number * 10 // take for number in range(take)]  # spread evenly over the classes
-    assert batches.total == take
-
-
-def test_batches_leave_out_what_cannot_be_read(tmp_path):
-    put(tmp_path / "ape" / "1.png", 100)
-    (tmp_path / "ape" / "2.png").write_text("no image")
-    put(tmp_path / "bee" / "1.png", 200)
-    batches = Batches(open_source(tmp_path), SMALL, batch_size=2)
-    for _ in range(2):  # again: the list is of the last iteration
-        assert [(len(images), labels.tolist()) for images, labels in batches] == [(1, [0]), (1, [1])]
-        assert batches.skipped == ["ape/2.png"]
-
-
-def test_worker_processes_give_the_same_batches(ten):
-    (ten / "c3" / "2.png").write_text("no image")
-    alone, helped = (Batches(open_source(ten), SMALL, batch_size=4, workers=n) for n in (0, 2))
-    for (ours, our_labels), (theirs, their_labels) in zip(alone, helped, strict=True):
-        assert torch.equal(ours, theirs)
-        assert torch.equal(our_labels, their_labels)
-    assert alone.skipped == helped.skipped == ["c3/2.png"]
-    (ten / "c3" / "2.png").unlink()
-
-
-def test_batches_do_not_touch_the_caller_s_random_state(ten):
-    before = torch.get_rng_state()
-    list(Batches(open_source(ten), SMALL))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"workers": -1}, "workers=-1 must be at least 0"),
-        ({"max_images": 0}, "max_images=0 must be at least 1, or None"),
-    ],
-)
-def test_wrong_batch_options_are_refused(ten, options, message):
-    with pytest.raises(UsageError, match=message):
-        Batches(open_source(ten), SMALL, **options)
 
 
 def test_a_missing_library_behind_a_dataset_name_says_what_to_install(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import timm
@@ -17,7 +18,8 @@ import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, ConversionError, PatternError, TargetError
 from normsurgeon.graph.sites import NormSite
 from normsurgeon.norms.names import TARGET_NAMES
-from normsurgeon.surgery.planning import LEAST_ELEMENTS, ConversionPlan, Request, decide
+from normsurgeon.surgery.deciding import LEAST_ELEMENTS, Request, decide
+from normsurgeon.surgery.planning import ConversionPlan
 
 
 def test_every_batch_norm_has_one_decision_with_a_whitening():
@@ -197,3 +199,16 @@ def test_notes_say_when_shapes_are_unknown():
     plan = ns.plan(Odd(), to="gn")
     assert plan.notes == ("shapes are unknown: the input's shape is unknown: pass example_input",)
     assert json.loads(plan.to_json())["notes"]
+
+
+def test_a_notebook_shows_a_plan_and_a_conversion_as_the_same_table():
+    model = ConvNet()
+    made = ns.plan(model, to="gn", keep=["bn1"], name="<b>net</b>")
+    shown = made._repr_html_()
+    assert shown.startswith(
+        "<details open><summary>&lt;b&gt;net&lt;/b&gt; → gn: 2 converted, 1 kept, 0 refused</summary>"
+    )
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr>(.*?)</tr>", shown)[1:]]
+    assert [row[0] for row in rows] == [decision.name for decision in made.decisions]
+    assert [row[3] for row in rows] == [decision.status for decision in made.decisions]
+    assert ns.convert(model, made)._repr_html_() == shown

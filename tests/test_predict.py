@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from conftest import randomise_
-from normsurgeon_cli.app import app
+from conftest import class_tree, randomise_
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
@@ -39,22 +34,6 @@ def classifier(classes: int = 7) -> nn.Module:
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
     return classifier()
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Three images of different sizes in a folder and a folder within; 10 comes after 2."""
-    random = np.random.default_rng(0)
-    (tmp_path / "photos" / "more").mkdir(parents=True)
-    for name, shape in (("2.png", (60, 90, 3)), ("10.png", (75, 50, 3)), ("more/a.png", (64, 64, 3))):
-        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / "photos" / name)
-    return tmp_path / "photos"
-
-
-def class_tree(root: Path, names: list[str]) -> Path:
-    for name in names:
-        (root / "classes" / name).mkdir(parents=True)
-    return root / "classes"
 
 
 def probabilities_of(model: nn.Module, file: Path) -> np.ndarray:
@@ -160,6 +139,19 @@ def test_an_unreadable_image_is_left_out_and_listed(small, photos):
     assert found[1].probabilities == pytest.approx(np.sort(expected)[::-1][:5], abs=1e-6)
 
 
+def test_a_photograph_is_turned_upright_by_its_exif_orientation(small, photos):
+    with Image.open(photos / "2.png") as image:
+        turned, noted = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    noted[0x0112] = 6  # "turn me by 270 degrees": what a phone held upright writes
+    turned.save(photos / "2.turned.png", exif=noted)
+    upright, again = predict(small, [photos / "2.png", photos / "2.turned.png"], top=7)
+    assert again.probabilities == pytest.approx(upright.probabilities, abs=1e-9)
+    turned.save(photos / "2.turned.png")
+    assert predict(small, photos / "2.turned.png", top=7)[0].probabilities != pytest.approx(
+        upright.probabilities, abs=1e-6
+    )
+
+
 def test_logits_that_are_not_finite_are_no_prediction(photos):
     class Overflows(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -255,108 +247,3 @@ def test_wrong_usage_says_so(small, photos):
         predict(small, photos, device="abacus")
     with pytest.raises(UsageError, match="try a classifier, which gives"):
         predict(nn.Conv2d(3, 4, 1), photos)
-
-
-# The command line.
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def test_the_table_has_a_row_a_class_and_every_row_names_its_image(run, photos):
-    result = run("predict", "test_resnet", photos / "2.png", photos / "10.png", "--random-init", "--top", 3)
-    assert result.exit_code == 0, result.stderr
-    header, *rows = result.stdout.splitlines()
-    assert header.split() == ["image", "class", "name", "probability"]
-    assert [row.split()[0] for row in rows] == [str(photos / "2.png")] * 3 + [str(photos / "10.png")] * 3
-    assert all(row.endswith(" %") for row in rows)
-    assert result.stderr == ""
-
-
-def test_json_is_one_document_with_the_contracts_keys(run, photos):
-    (photos / "5.jpg").write_bytes(b"no image")
-    result = run("predict", "test_resnet", photos, "--random-init", "--json")
-    assert result.exit_code == 0, result.stderr
-    document = json.loads(result.stdout)
-    assert set(document) >= {"model", "images", "skipped"}
-    assert document["model"] == "test_resnet"
-    assert [len(image["predictions"]) for image in document["images"]] == [5, 5, 5]
-    reason = "cannot be read (not an image); try opening it in a viewer"
-    assert document["skipped"] == [{"file": str(photos / "5.jpg"), "reason": reason}]
-
-
-def test_what_was_skipped_is_counted_and_named_on_standard_error(run, photos):
-    (photos / "5.jpg").write_bytes(b"no image")
-    result = run("predict", "test_resnet", photos, "--random-init")
-    assert result.exit_code == 0
-    assert "5.jpg" not in result.stdout
-    assert result.stderr.splitlines() == [
-        "1 of 4 images skipped:",
-        f"  {photos / '5.jpg'} cannot be read (not an image); try opening it in a viewer",
-    ]
-
-
-def test_nothing_readable_and_nothing_there_are_one_line_and_exit_1(run, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no image")
-    for given, text in (
-        ("broken.jpg", "cannot be read (not an image); try opening it in a viewer"),
-        ("nowhere.png", "; give image files, or folders of images"),
-    ):
-        result = run("predict", "test_resnet", tmp_path / given, "--random-init")
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.endswith(text + "\n")
-        assert result.stderr.count("\n") == 1
-        assert str(tmp_path / given) in result.stderr
-
-
-def test_a_missing_image_is_told_before_the_model_is_fetched(run, tmp_path):
-    result = run("predict", "no_such_network", tmp_path / "nowhere.png")
-    assert result.exit_code == 1
-    assert "nowhere.png" in result.stderr
-    assert "no_such_network" not in result.stderr
-
-
-@pytest.mark.parametrize("arguments", [(), ("--top", 0), ("--batch-size", 0)], ids=["no image", "top", "batch size"])
-def test_wrong_usage_is_exit_2(run, photos, arguments):
-    images = (photos,) if arguments else ()
-    assert run("predict", "test_resnet", *images, *arguments, "--random-init").exit_code == 2
-
-
-def test_class_folders_that_are_not_needed_are_told(run, photos, tmp_path):
-    folder = class_tree(tmp_path, ["a", "b"])
-    result = run("predict", "test_resnet", photos, "--classes", folder, "--random-init")
-    assert result.exit_code == 0
-    assert result.stderr == f"--classes {folder} was not needed: the network's classes are known by name\n"
-
-
-def test_at_a_terminal_names_in_brackets_stay_and_only_an_images_first_row_names_it(run, photos, monkeypatch):
-    (photos / "2.png").rename(photos / "[red]2.png")
-    monkeypatch.chdir(photos)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("NO_COLOR", "1")
-    result = run("predict", "test_resnet", "[red]2.png", "--random-init", "--top", 3)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("[red]2.png") == 1
-    assert result.stdout.count(" %") == 3
-    assert "\x1b[3" not in result.stdout  # no colour
-
-
-@pytest.mark.skipif(find_spec("skimage") is None, reason="needs normsurgeon[demo]")
-def test_a_real_network_knows_a_cat_and_a_cup_of_espresso(run):
-    from normsurgeon.data.demo import photographs
-
-    files = [file for file in photographs() if file.stem in ("chelsea", "coffee")]
-    document = json.loads(run("predict", "demo", *files, "--top", 1, "--json").stdout)
-    best = [image["predictions"][0]["name"] for image in document["images"]]
-    assert best == ["tiger cat", "espresso"]
-
-
-def test_its_help_does_not_import_torch():
-    code = "import sys; from normsurgeon_cli.app import app; app(['predict', '--help'], standalone_mode=False)"
-    check = "print([name for name in ('torch', 'timm', 'PIL') if name in sys.modules], file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.strip()) == (0, "[]")

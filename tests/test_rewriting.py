@@ -201,14 +201,27 @@ def test_plan_and_settings_exclude_each_other():
         ns.convert(ConvNet())
 
 
-def test_scripted_and_compiled_models_are_turned_away_with_the_way_out():
-    with pytest.raises(ConversionError, match="convert the Python model before scripting it"):
-        ns.convert(
-            torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))),
-            ns.plan(ConvNet(), to="gn"),
-        )
-    with pytest.raises(ConversionError, match=r"convert model\._orig_mod, then compile the result"):
-        ns.convert(torch.compile(ConvNet(), backend="eager"), ns.plan(ConvNet(), to="gn"))
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (torch.jit.script, "convert the Python model before scripting it"),
+        (lambda model: torch.compile(model, backend="eager"), r"convert model\._orig_mod, then compile the result"),
+    ],
+    ids=["scripted", "compiled"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_scripted_and_compiled_models_are_turned_away_with_the_way_out(wrap, message):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    wrapped = wrap(model)
+    for attempt in (
+        lambda: ns.convert(wrapped, ns.plan(model, to="ln")),
+        lambda: ns.convert(wrapped, to="ln"),
+        lambda: ns.convert_(wrapped, to="ln"),
+        lambda: ns.plan(wrapped, to="ln"),
+        lambda: ns.swap_layers(wrapped, nn.Conv2d, lambda layer: layer),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            attempt()
 
 
 def test_a_bare_batch_norm_has_to_be_wrapped():

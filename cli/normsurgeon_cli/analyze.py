@@ -62,10 +62,7 @@ def analyze(
     max_images: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
     sensitivity_images: Annotated[int, typer.Option(min=1, help="Images that sensitivity is measured with.")] = 32,
     seed: int = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
-    ] = None,
+    device: options.Device = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
@@ -91,14 +88,10 @@ def analyze(
         check_writable(path)
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
-    import torch
-
     import normsurgeon as ns
 
     if data is None:
         say("no --data given: looking at the demo photographs, a handful of images")
-    if device is None and torch.cuda.is_available():
-        device = "cuda"
     with phases() as advance:
         report = ns.analyze(
             network,
@@ -111,7 +104,7 @@ def analyze(
             max_images=max_images,
             sensitivity_images=sensitivity_images,
             seed=seed,
-            device=device,
+            device=options.device_or_default(device),
             workers=workers,
             on_progress=advance,
             name=model,

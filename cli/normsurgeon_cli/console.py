@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from normsurgeon.reporting.text import plain_table
+
+_NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
 
 
 class _Console(Console):
@@ -61,10 +65,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     used = [i for i in range(len(header)) if any(row[i] not in (None, "") for row in rows)]
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for i in used:
-        numbers = all(isinstance(row[i], (int, float)) or row[i] in (None, "") for row in rows)
-        table.add_column(header[i], justify="right" if numbers else "left", overflow="fold")
+        numbers = all(row[i] in (None, "") or _NUMBER.fullmatch(str(row[i])) for row in rows)
+        table.add_column(Text(header[i]), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if row[i] is None else str(row[i]) for i in used))
+        table.add_row(*(Text("" if row[i] is None else str(row[i])) for i in used))  # brackets in names are no markup
     console.print(table)
 
 

@@ -26,10 +26,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_images: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
-    ] = None,
+    device: options.Device = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
     json: options.Json = False,
@@ -37,12 +34,8 @@ def evaluate(
     """Measure MODEL on images: top-1, top-5, mean loss, images a second."""
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
-    import torch
-
     import normsurgeon as ns
 
-    if device is None and torch.cuda.is_available():
-        device = "cuda"
     with progress("evaluating") as advance:
         result = ns.evaluate(
             network,
@@ -50,7 +43,7 @@ def evaluate(
             baseline=reference,
             batch_size=batch_size,
             max_images=max_images,
-            device=device,
+            device=options.device_or_default(device),
             on_progress=advance,
         )
     document = {**result.to_dict(), "model": model}

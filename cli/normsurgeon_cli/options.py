@@ -28,6 +28,10 @@ Weights = Annotated[
     typer.Option(metavar="FILE", help="A state dict to load instead of the published weights.", show_default=False),
 ]
 RandomInit = Annotated[bool, typer.Option("--random-init", help="The architecture alone, with random weights.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 
 
@@ -54,3 +58,10 @@ def load(model: str, weights: Path | None = None, random_init: bool = False) -> 
         import normsurgeon as ns
 
         return ns.load(model, weights=weights, pretrained=not random_init, say=say)
+
+
+def device_or_default(device: str | None) -> str | None:
+    """The device asked for; else cuda where there is one, and None (where the model is) where there is not."""
+    import torch
+
+    return "cuda" if device is None and torch.cuda.is_available() else device

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_table, progress, say
@@ -31,10 +30,7 @@ def predict(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
-    ] = None,
+    device: options.Device = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
     json: options.Json = False,
@@ -46,15 +42,17 @@ def predict(
         from normsurgeon.prediction import image_files
     files = image_files(images)  # before the model: it may take minutes to fetch
     network = options.load(model, weights, random_init)
-    import torch
-
     import normsurgeon as ns
 
-    if device is None and torch.cuda.is_available():
-        device = "cuda"
     with progress("predicting") as advance:
         result = ns.predict(
-            network, files, top=top, classes=classes, batch_size=batch_size, device=device, on_progress=advance
+            network,
+            files,
+            top=top,
+            classes=classes,
+            batch_size=batch_size,
+            device=options.device_or_default(device),
+            on_progress=advance,
         )
     if json:
         print_json({**result.to_dict(), "model": model})
@@ -75,6 +73,5 @@ def _rows(result: Predictions) -> list[tuple[str, int, str, str]]:
     for image in result:
         for place, number in enumerate(image.classes):
             file = "" if terminal and place else image.file
-            texts = [escape(text) if terminal else text for text in (file, image.names[place])]
-            rows.append((texts[0], number, texts[1], f"{100 * image.probabilities[place]:.1f} %"))
+            rows.append((file, number, image.names[place], f"{100 * image.probabilities[place]:.1f} %"))
     return rows

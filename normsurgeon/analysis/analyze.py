@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,24 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.analysis.capture import Receiver, captured
-from normsurgeon.analysis.comparison import PairCollector, rewritten_layers
+from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
-from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
-from normsurgeon.analysis.statistics import StatisticsCollector
-from normsurgeon.errors import DataError, PatternError, UsageError
-from normsurgeon.evaluation import compare_logits
-from normsurgeon.inference import eval_mode, first_tensor, home_of, name_of, placed
-from normsurgeon.reporting.records import Comparison, Provenance, Report, Sensitivity, Similarity, SweepPoint
+from normsurgeon.analysis.streaming import Pass, Progress
+from normsurgeon.errors import PatternError, UsageError
+from normsurgeon.inference import eval_mode, home_of, name_of, placed
+from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
 from normsurgeon.version import __version__
-from normsurgeon.views import Data, Views, open_views
+from normsurgeon.views import Data, open_views
 
 PARTS = ("statistics", "similarity", "sensitivity")
-
-Progress = Callable[[str, int, "int | None"], None]
 
 
 def analyze(
@@ -96,11 +91,14 @@ def analyze(
             stack.enter_context(placed(each, device))
         stack.enter_context(eval_mode(*models))
         views = open_views(data, models, batch_size, max_images, workers, classifiers=False)
-        look = _Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
+        look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
         look.run(model, baseline, views, on_progress)
         sensitivity, points = _sensitivity(model, look.held, layers, chosen, methods, sweep, seed, parts, on_progress)
         where = str(home_of(model)[0])
-    baseline_name = baseline_name or (name_of(baseline) if baseline is not None else None)
+    comparison = None
+    if baseline is not None:
+        baseline_name = baseline_name or name_of(baseline)
+        comparison = look.comparison(baseline_name, rewritten_layers(model, baseline, (*chosen, *theirs)))
     report = Report(
         provenance=Provenance(
             model=name or name_of(model),
@@ -122,176 +120,11 @@ def analyze(
         statistics=look.statistics.results() if "statistics" in parts else None,
         baseline_statistics=look.baseline_statistics.results() if "statistics" in parts and baseline else None,
         similarity=look.similarity() if "similarity" in parts else None,
-        comparison=look.comparison(baseline_name or "", "similarity" in parts) if baseline is not None else None,
+        comparison=comparison,
         sensitivity=sensitivity,
         sweep=points,
     )
     return replace(report, findings=find(report))
-
-
-@dataclass
-class _Pass:
-    """The one pass over the images, and everything that is summed up in it."""
-
-    layers: tuple[Layer, ...]
-    baseline_layers: tuple[Layer, ...]
-    parts: tuple[str, ...]
-    seed: int
-    hold: int
-    images: int = 0
-    left_out: int = 0
-    labelled: bool = False
-    agreeing: int = 0
-    kl: float = 0.0
-    compared: int = 0
-    held: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.statistics = StatisticsCollector(self.layers, self.seed)
-        self.baseline_statistics = StatisticsCollector(self.baseline_layers, self.seed)
-        self.kernels = Kernels(with_grids=True)
-        self.baseline_kernels = Kernels()
-        self.within, self.between = SimilarityCollector(), SimilarityCollector()
-        self.pairs = PairCollector()
-
-    def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, progress: Progress | None) -> None:
-        """Both networks over all images, batch by batch: the baseline first."""
-        for images, labels in views:
-            images, labels = self._finite(images, labels)
-            count = len(images[0])
-            if not count:
-                continue
-            self.labelled = labels is not None
-            self._hold(images[0], labels)
-            self.images += count
-            self.pairs.begin(count)
-            theirs = None
-            if baseline is not None:
-                kernels = self.baseline_kernels if self.similar else None
-                receivers: list[Receiver] = [self.pairs.on_baseline]
-                theirs = self._forward(
-                    baseline, self.baseline_layers, images[-1], self.baseline_statistics, kernels, receivers
-                )
-            receivers = [self.pairs.on_output] if baseline is not None else []
-            kernels = self.kernels if self.similar else None
-            ours = self._forward(model, self.layers, images[0], self.statistics, kernels, receivers)
-            self._agree(ours, theirs)
-            if self.similar:
-                self.within.add(self.kernels)
-                if baseline is not None:
-                    self.between.add(self.kernels, self.baseline_kernels)
-            if progress is not None:
-                progress("looking at layers", self.images + len(views.skipped), views.total)
-        if not self.images:
-            raise DataError(
-                f"there are no images to analyze in {views.name}"
-                + (f": all {self.left_out} hold values that are not finite" if self.left_out else "")
-                + "; try another --data, or demo"
-            )
-
-    @property
-    def similar(self) -> bool:
-        """Whether similarity was asked for."""
-        return "similarity" in self.parts
-
-    def _forward(
-        self,
-        model: nn.Module,
-        layers: tuple[Layer, ...],
-        images: Tensor,
-        statistics: StatisticsCollector,
-        kernels: Kernels | None,
-        receivers: list[Receiver],
-    ) -> Tensor | None:
-        counting = "statistics" in self.parts or bool(self.baseline_layers)
-        if counting:
-            statistics.begin(len(images))
-            receivers = [*receivers, statistics.on_output]
-        if kernels is not None:
-            kernels.begin(len(images))
-            receivers = [*receivers, kernels.on_output]
-
-        def receive(layer: Layer, x: Tensor) -> None:
-            for receiver in receivers:
-                receiver(layer, x)
-
-        device, dtype = home_of(model)
-        images = images.to(device, dtype if images.is_floating_point() else None)
-        # no_grad and not inference_mode: tensors must keep their version, which tells whether one was overwritten.
-        with torch.no_grad(), captured(layers, receive, statistics.on_input if counting else None):
-            return first_tensor(model(images))
-
-    def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The images whose pixels are all finite."""
-        fine = torch.stack([view.isfinite().flatten(1).all(1) for view in images]).all(0)
-        if fine.all():
-            return images, labels
-        self.left_out += int((~fine).sum())
-        return tuple(view[fine] for view in images), labels[fine.to(labels.device)] if labels is not None else None
-
-    def _hold(self, images: Tensor, labels: Tensor | None) -> None:
-        room = self.hold - sum(len(held) for held, _ in self.held)
-        if room > 0:
-            self.held.append((images[:room].clone(), labels[:room].clone() if labels is not None else None))
-
-    def _agree(self, ours: Tensor | None, theirs: Tensor | None) -> None:
-        if ours is None or theirs is None or ours.ndim != 2 or ours.shape != theirs.shape:
-            return
-        same, kl = compare_logits(ours.cpu().double(), theirs.cpu().double())
-        self.agreeing, self.kl, self.compared = self.agreeing + same, self.kl + kl, self.compared + len(ours)
-
-    def similarity(self) -> Similarity:
-        """The record of the layers' similarity within the model."""
-        cka, cosine, gram_cosine = self.within.matrices()
-        sizes = [self.kernels.sizes[name] for name in self.within.rows]
-        within = self.within
-        return Similarity(within.rows, cka, cosine, gram_cosine, within.images, within.smallest, within.notes(sizes))
-
-    def comparison(self, baseline: str, similar: bool) -> Comparison:
-        """The record of the model beside its baseline."""
-        mine = {record.layer: record for record in self.statistics.results()}
-        theirs = {record.layer: record for record in self.baseline_statistics.results()}
-        rows = self.between.rows if similar else tuple(mine)
-        columns = self.between.columns if similar else tuple(theirs)
-        cka, _, gram_cosine = self.between.matrices() if similar else (None, None, None)
-        notes: tuple[str, ...] = ()
-        if not set(mine) & set(theirs):
-            notes = ("no layer of the model has the name of one of the baseline's: only whole matrices compare",)
-        rewritten = rewritten_layers(tuple(mine.values()), tuple(theirs.values()))
-        if rewritten:
-            notes += (
-                f"{len(rewritten)} layers hand whitened features to a converted norm and differ from the baseline's by "
-                "design: the norms and blocks after them tell what was lost",
-            )
-        pairs = self.pairs.results(rows, columns, mine, theirs, cka, gram_cosine)
-        return Comparison(
-            baseline=baseline,
-            layers=rows,
-            baseline_layers=columns,
-            cka=cka,
-            gram_cosine=gram_cosine,
-            pairs=tuple(replace(pair, rewritten=pair.layer in rewritten) for pair in pairs),
-            only_model=tuple(name for name in mine if name not in theirs),
-            only_baseline=tuple(name for name in theirs if name not in mine),
-            samples=self.images,
-            agreement=self.agreeing / self.compared if self.compared else None,
-            kl=max(self.kl / self.compared, 0.0) if self.compared else None,
-            notes=notes,
-        )
-
-    def notes(self) -> tuple[str, ...]:
-        """What a reader of the report must know about the pass."""
-        found = []
-        if self.left_out:
-            images = "image holds" if self.left_out == 1 else "images hold"
-            found.append(f"{self.left_out} {images} values that are not finite after pre-processing; left out")
-        reached = {record.layer for record in self.statistics.results()}
-        missed = [layer.name for layer in self.layers if layer.name not in reached]
-        if reached and missed:
-            found.append(f"{len(missed)} layers were never called ({missed[0]}{', …' if len(missed) > 1 else ''})")
-        if self.images == 1:
-            found.append("one image: nothing can be said about how images differ")
-        return tuple(found)
 
 
 def _sensitivity(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.layers import Layer
@@ -149,17 +148,24 @@ def _moved(mine: LayerStatistics | None, theirs: LayerStatistics | None) -> tupl
     return float((apart[alive] / b[alive]).mean()), float(np.exp(np.log(a[alive] / b[alive]).mean()))
 
 
-def rewritten_layers(mine: Sequence[LayerStatistics], theirs: Sequence[LayerStatistics]) -> set[str]:
-    """Convolutions and linear layers right before a norm of another class than the baseline's.
+def rewritten_layers(model: nn.Module, baseline: nn.Module, layers: Sequence[Layer]) -> frozenset[str]:
+    """Of these layers of either network, those that differ by design: a conversion put something else behind them.
 
-    A conversion folds the whitening (and balancing's signs) into them, so that they differ from the baseline's by
-    design and say nothing about what was lost: the norm after them does. Both records are in calling order.
+    Where a norm was converted or folded away, its producer may have taken in the whitening, or all of the norm. What
+    it returns then says nothing about what was lost; the norm and the block after it do.
     """
-    before = {record.layer: record.class_name for record in theirs}
-    return {
-        layer.layer
-        for layer, norm in pairwise(mine)
-        if layer.kind in ("convolution", "linear")
-        and norm.kind == "norm"
-        and before.get(norm.layer, norm.class_name) != norm.class_name
-    }
+    ours, theirs = dict(model.named_modules()), dict(baseline.named_modules())
+    return frozenset(
+        layer.name
+        for layer in layers
+        if layer.feeds is not None
+        and type(ours.get(layer.feeds)) is not type(theirs.get(layer.feeds))
+        and not _same_weights(ours.get(layer.name), theirs.get(layer.name))
+    )
+
+
+def _same_weights(a: nn.Module | None, b: nn.Module | None) -> bool:
+    mine, other = getattr(a, "weight", None), getattr(b, "weight", None)
+    if not isinstance(mine, Tensor) or not isinstance(other, Tensor) or mine.shape != other.shape:
+        return False
+    return torch.equal(mine.detach().cpu().double(), other.detach().cpu().double())

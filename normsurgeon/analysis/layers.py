@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from normsurgeon.errors import TracingError, UsageError
 from normsurgeon.graph.activations import activations
 from normsurgeon.graph.blocks import residual_blocks
+from normsurgeon.graph.sites import find_sites
 from normsurgeon.graph.tracing import trace
 from normsurgeon.norms.families import family_of
 from normsurgeon.patterns import select, shorten
@@ -27,12 +28,14 @@ class Layer:
 
     kind       one of ``KINDS``, or ``other`` for a module that was asked for by name
     rectified  whether a ReLU alone reads its output: then a channel that is never above 0 never fires
+    feeds      path of the batch norm that it feeds and can absorb, if there is one
     """
 
     name: str
     kind: str
     module: nn.Module
     rectified: bool = False
+    feeds: str | None = None
 
     @property
     def class_name(self) -> str:
@@ -77,8 +80,9 @@ def choose_layers(
     try:
         traced = trace(model, example_input)
         blocks, after = set(residual_blocks(traced)), activations(traced)
+        feeds = {site.producer: site.name for site in find_sites(traced) if site.foldable}
     except TracingError:
-        blocks, after = set(), {}  # the layers are still there, only their surroundings are unknown
+        blocks, after, feeds = set(), {}, {}  # the layers are still there, only their surroundings are unknown
     modules = _after_their_children(model)
     if patterns:
         wanted = {name for pattern in patterns for name in select(pattern, list(modules), "module")}
@@ -94,6 +98,7 @@ def choose_layers(
             kind="block" if name in blocks else kind_of(module),
             module=module,
             rectified=after.get(name) in _RECTIFIERS,
+            feeds=feeds.get(name),
         )
         for name, module in modules.items()
         if name in wanted

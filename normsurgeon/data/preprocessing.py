@@ -15,7 +15,7 @@ from timm.data.transforms import str_to_interp_mode
 from torch import nn
 from torchvision.transforms import Compose
 
-from normsurgeon.errors import UsageError
+from normsurgeon.errors import DataError, UsageError
 
 CROP_MODES = ("center", "squash", "border")
 
@@ -129,7 +129,12 @@ class _ToMode:
         if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255, where scaling is meant
             pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
             image = Image.fromarray(pixels.astype(np.uint8))
-        return image if image.mode == self.mode else image.convert(self.mode)
+        try:
+            return image if image.mode == self.mode else image.convert(self.mode)
+        except ValueError as error:
+            raise DataError(
+                f"has the colour mode {image.mode}, of which Pillow makes no {self.mode}; try saving it as PNG"
+            ) from error
 
 
 def _channels_of(model: nn.Module, given: Mapping[str, Any]) -> int | None:

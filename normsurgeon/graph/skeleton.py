@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.errors import TracingError
+from normsurgeon.errors import ConversionError, TracingError
 
 HOOKS = (
     "_forward_hooks",
@@ -83,3 +83,14 @@ def input_shape_of(model: nn.Module, example_input: Tensor | None = None) -> tup
         if isinstance(module, nn.Linear):
             return (2, module.in_features)
     return None
+
+
+def require_plain(model: nn.Module) -> None:
+    """Nothing, where the model is plain Python.
+
+    :raises ConversionError: for a scripted or compiled one, with the way out.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
+    if hasattr(model, "_orig_mod"):
+        raise ConversionError("this is a torch.compile wrapper: convert model._orig_mod, then compile the result")

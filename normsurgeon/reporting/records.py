@@ -123,7 +123,7 @@ class LayerPair:
     channel_cosine   mean over channels of the cosine of a channel's values in both; ``worst_channel`` the least
     mean_shift       mean over channels of |mean_a − mean_b| / std_b
     std_ratio        geometric mean over channels of std_a / std_b
-    rewritten        whether a surgery had this layer hand other features to the norm after it, which differ by design
+    rewritten        whether a conversion put the norm after it, or its whitening, into this layer: it differs by design
     """
 
     layer: str

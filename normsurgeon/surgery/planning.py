@@ -15,99 +15,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from normsurgeon.errors import CheckpointError, ConversionError, TargetError
-from normsurgeon.graph.sites import NormSite, find_sites
+from normsurgeon.graph.sites import find_sites
+from normsurgeon.graph.skeleton import require_plain
 from normsurgeon.graph.tracing import TracedModel, trace
-from normsurgeon.norms.catalogue import Target, auto_groups, find_target
 from normsurgeon.patterns import select
 from normsurgeon.reporting.text import html_table, plain_table
+from normsurgeon.surgery.deciding import Decision, Request, decide, parse_target
 
 FORMAT = 1
-
-LEAST_ELEMENTS = 8
-"""A per-sample norm over fewer elements than this sees too little to estimate a variance from."""
-
-Status = Literal["converted", "kept", "refused"]
-Whitening = Literal["fold", "affine", "exact", "none"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for one site: a target and its settings, or None to keep the batch norm.
-
-    ``groups``: a number, or None for auto. ``eps``: the stated softening E, or None for the batch norm's own eps.
-    ``balance``: whether folding may also choose a sign and weight for each channel (see ``surgery.balancing``).
-    """
-
-    target: str | None
-    groups: int | None = None
-    eps: float | None = None
-    as_graph: bool = False
-    balance: bool = True
-
-    def __post_init__(self) -> None:
-        if self.target is not None:
-            target = find_target(self.target)
-            if self.groups is not None and target.name != "gn":
-                raise TargetError(f"groups={self.groups} belongs to the target gn, and the target is {target.name}")
-        if self.groups is not None and self.groups < 1:
-            raise TargetError(f"groups must be at least 1, not {self.groups}; or leave it at auto")
-        if self.eps is not None and not 0 < self.eps < float("inf"):
-            raise TargetError(
-                f"eps must be positive and finite, not {self.eps}; or leave it out for the batch norm's own"
-            )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of one site.
-
-    ``whitening``: "fold" (the producer absorbs it), "affine" (weight and bias are solved for, from the running
-    statistics), "exact" (nothing to approximate), "none" (no statistics: gamma and beta are copied). ``eps`` None
-    stands for the batch norm's own. ``reason`` says why it is kept, refused, or not what was asked for.
-    """
-
-    site: NormSite
-    status: Status
-    target: str | None = None
-    groups: int | None = None
-    eps: float | None = None
-    whitening: Whitening | None = None
-    balanced: bool = False
-    reason: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The site's module path."""
-        return self.site.name
-
-    def to_dict(self) -> dict[str, Any]:
-        """The contract's keys for one site, and the facts that the decision rests on."""
-        return {
-            "name": self.name,
-            "status": self.status,
-            "from": self.site.class_name,
-            "to": self.target,
-            "groups": self.groups,
-            "eps": self.eps,
-            "whitening": self.whitening,
-            "balanced": self.balanced,
-            "reason": self.reason,
-            "site": self.site.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Decision:
-        """The inverse of ``to_dict``."""
-        return cls(
-            site=NormSite.from_dict(values["site"]),
-            status=values["status"],
-            target=values["to"],
-            groups=values["groups"],
-            eps=values["eps"],
-            whitening=values["whitening"],
-            balanced=values["balanced"],
-            reason=values["reason"],
-        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +63,7 @@ class ConversionPlan:
         :raises PatternError: when the pattern matches no site.
         :raises TargetError: for an unknown target, or groups that do not divide.
         """
-        request = _parse_target(target, self.request)
+        request = parse_target(target, self.request)
         request = replace(request, groups=groups or request.groups, eps=request.eps if eps is None else eps)
         return self._change((pattern,), request)
 
@@ -273,7 +188,8 @@ def plan(
         raise TargetError(f"groups must be a number or 'auto', not {groups!r}")
     request = Request(to, None if groups == "auto" else groups, eps, as_graph, balance)
     pairs = list(set.items()) if isinstance(set, Mapping) else list(set)
-    overrides = [(pattern, _parse_target(text, request)) for pattern, text in pairs]
+    overrides = [(pattern, parse_target(text, request)) for pattern, text in pairs]
+    require_plain(model)
     traced = traced if traced is not None else trace(model, example_input)
     sites = find_sites(traced)
     if not sites:
@@ -292,74 +208,6 @@ def plan(
         input_shape=None if traced.shape_problem else traced.input_shape,
         notes=_notes(traced),
     )
-
-
-def decide(site: NormSite, request: Request) -> Decision:
-    """What becomes of one site: a pure function of its facts and of what was asked.
-
-    :raises TargetError: for groups that do not divide the site's channels.
-    """
-    if request.target is None:
-        return Decision(site, "kept", reason="kept as asked")
-    if site.unreadable is not None:
-        return Decision(site, "refused", reason=site.unreadable)
-    if site.functional and not request.as_graph:
-        return Decision(site, "refused", reason="a functional call, not a module: as_graph=True converts it")
-    target = find_target(request.target)
-    reason: str | None
-    if not site.has_statistics:
-        if target.exact:
-            return Decision(site, "refused", reason="no running statistics: it has no fixed function to keep")
-        reason = "no running statistics: gamma and beta are copied, the function is not kept"
-        return _per_sample(site, target, request, "none", reason)
-    if target.name == "fold" and site.foldable:
-        return Decision(site, "converted", "fold", whitening="exact")
-    if target.exact:
-        reason = f"not folded: {site.reason}" if target.name == "fold" else None
-        return Decision(site, "converted", "affine", whitening="exact", reason=reason)
-    if site.foldable:
-        return _per_sample(site, target, request, "fold", None)
-    return _per_sample(site, target, request, "affine", site.reason)
-
-
-def _per_sample(site: NormSite, target: Target, request: Request, whitening: Whitening, reason: str | None) -> Decision:
-    """Choose the groups, and guard against pools too small to have statistics."""
-    groups = None
-    if target.name == "gn":
-        groups = request.groups or auto_groups(site.channels)
-        if site.channels % groups:
-            raise TargetError(
-                f"{groups} groups do not divide the {site.channels} channels of {site.name}; "
-                f"try groups auto, or --set '{site.name}=ln'"
-            )
-    elif target.name == "in":
-        groups = site.channels
-    decision = Decision(site, "converted", target.name, groups, request.eps, whitening, reason=reason)
-    decision = replace(decision, balanced=request.balance and whitening == "fold")
-    if site.positions is None:
-        return decision
-    elements = site.channels // (groups or 1) * (site.positions if target.pools == "groups" else 1)
-    if elements >= LEAST_ELEMENTS:
-        return decision
-    few = f"{elements} element{'s' if elements != 1 else ''} a group would be too few (under {LEAST_ELEMENTS})"
-    if target.name == "gn":
-        for fewer in range(groups or 1, 0, -1):
-            if site.channels % fewer == 0 and site.channels // fewer * site.positions >= LEAST_ELEMENTS:
-                return replace(decision, groups=fewer, reason=_joined(f"{few}: {fewer} groups instead", reason))
-    if not site.has_statistics:
-        return Decision(site, "refused", reason=f"{few}, and there are no running statistics to fall back on")
-    return Decision(site, "converted", "affine", whitening="exact", reason=f"{few}: affine instead")
-
-
-def _joined(*parts: str | None) -> str:
-    return "; ".join(part for part in parts if part)
-
-
-def _parse_target(text: str, request: Request) -> Request:
-    target, _, groups = text.partition(":")
-    if groups and not groups.isdecimal():
-        raise TargetError(f"in {text!r} the part after the colon is a number of groups, as in gn:8")
-    return Request(target, int(groups) if groups else None, request.eps, request.as_graph, request.balance)
 
 
 def _notes(traced: TracedModel) -> tuple[str, ...]:

@@ -14,18 +14,7 @@ import torch
 from torch import nn
 
 from normsurgeon.errors import ConversionError
-from normsurgeon.graph.skeleton import HOOKS
-
-
-def require_plain(model: nn.Module) -> None:
-    """Nothing, where the model is plain Python.
-
-    :raises ConversionError: for a scripted or compiled one, with the way out.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
-    if hasattr(model, "_orig_mod"):
-        raise ConversionError("this is a torch.compile wrapper: convert model._orig_mod, then compile the result")
+from normsurgeon.graph.skeleton import HOOKS, require_plain
 
 
 def copy_model(

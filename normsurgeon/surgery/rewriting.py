@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from normsurgeon.errors import ConversionError, UsageError
+from normsurgeon.graph.skeleton import require_plain
 from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, find_target
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
-from normsurgeon.surgery.planning import ConversionPlan, Decision, plan
+from normsurgeon.surgery.deciding import Decision
+from normsurgeon.surgery.planning import ConversionPlan, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features
-from normsurgeon.surgery.replacing import copy_model, replace_modules_, require_plain
+from normsurgeon.surgery.replacing import copy_model, replace_modules_
 
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
 """The settings of a plan, as they are when nothing is asked for."""

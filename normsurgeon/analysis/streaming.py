@@ -1,0 +1,197 @@
+"""The one pass over the images, in which statistics, similarity and comparison are summed up together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.analysis.capture import Receiver, captured
+from normsurgeon.analysis.comparison import PairCollector
+from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
+from normsurgeon.analysis.statistics import StatisticsCollector
+from normsurgeon.errors import DataError
+from normsurgeon.evaluation import compare_logits
+from normsurgeon.inference import first_tensor, home_of
+from normsurgeon.reporting.records import Comparison, Similarity
+from normsurgeon.views import Views
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Is told what is being done, how much of it is done, and how much there is (None: not known)."""
+
+
+@dataclass
+class Pass:
+    """The one pass over the images, and everything that is summed up in it."""
+
+    layers: tuple[Layer, ...]
+    baseline_layers: tuple[Layer, ...]
+    parts: tuple[str, ...]
+    seed: int
+    hold: int
+    images: int = 0
+    left_out: int = 0
+    labelled: bool = False
+    agreeing: int = 0
+    kl: float = 0.0
+    compared: int = 0
+    held: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.statistics = StatisticsCollector(self.layers, self.seed)
+        self.baseline_statistics = StatisticsCollector(self.baseline_layers, self.seed)
+        self.kernels = Kernels(with_grids=True)
+        self.baseline_kernels = Kernels()
+        self.within, self.between = SimilarityCollector(), SimilarityCollector()
+        self.pairs = PairCollector()
+
+    def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, progress: Progress | None) -> None:
+        """Both networks over all images, batch by batch: the baseline first."""
+        for images, labels in views:
+            images, labels = self._finite(images, labels)
+            count = len(images[0])
+            if not count:
+                continue
+            self.labelled = labels is not None
+            self._hold(images[0], labels)
+            self.images += count
+            if not (self.counting or self.similar):  # the images to hold are all that is wanted
+                if self.images >= self.hold:
+                    self.images = self.hold
+                    break
+                continue
+            self.pairs.begin(count)
+            theirs = None
+            if baseline is not None:
+                kernels = self.baseline_kernels if self.similar else None
+                receivers: list[Receiver] = [self.pairs.on_baseline]
+                theirs = self._forward(
+                    baseline, self.baseline_layers, images[-1], self.baseline_statistics, kernels, receivers
+                )
+            receivers = [self.pairs.on_output] if baseline is not None else []
+            kernels = self.kernels if self.similar else None
+            ours = self._forward(model, self.layers, images[0], self.statistics, kernels, receivers)
+            self._agree(ours, theirs)
+            if self.similar:
+                self.within.add(self.kernels)
+                if baseline is not None:
+                    self.between.add(self.kernels, self.baseline_kernels)
+            if progress is not None:
+                progress("looking at layers", self.images + len(views.skipped), views.total)
+        if not self.images:
+            raise DataError(
+                f"there are no images to analyze in {views.name}"
+                + (f": all {self.left_out} hold values that are not finite" if self.left_out else "")
+                + "; try another --data, or demo"
+            )
+
+    @property
+    def similar(self) -> bool:
+        """Whether similarity was asked for."""
+        return "similarity" in self.parts
+
+    @property
+    def counting(self) -> bool:
+        """Whether statistics are needed: for themselves, or for a comparison."""
+        return "statistics" in self.parts or bool(self.baseline_layers)
+
+    def _forward(
+        self,
+        model: nn.Module,
+        layers: tuple[Layer, ...],
+        images: Tensor,
+        statistics: StatisticsCollector,
+        kernels: Kernels | None,
+        receivers: list[Receiver],
+    ) -> Tensor | None:
+        if self.counting:
+            statistics.begin(len(images))
+            receivers = [*receivers, statistics.on_output]
+        if kernels is not None:
+            kernels.begin(len(images))
+            receivers = [*receivers, kernels.on_output]
+
+        def receive(layer: Layer, x: Tensor) -> None:
+            for receiver in receivers:
+                receiver(layer, x)
+
+        device, dtype = home_of(model)
+        images = images.to(device, dtype if images.is_floating_point() else None)
+        # no_grad and not inference_mode: tensors must keep their version, which tells whether one was overwritten.
+        with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
+            return first_tensor(model(images))
+
+    def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The images whose pixels are all finite."""
+        fine = torch.stack([view.isfinite().flatten(1).all(1) for view in images]).all(0)
+        if fine.all():
+            return images, labels
+        self.left_out += int((~fine).sum())
+        return tuple(view[fine] for view in images), labels[fine.to(labels.device)] if labels is not None else None
+
+    def _hold(self, images: Tensor, labels: Tensor | None) -> None:
+        room = self.hold - sum(len(held) for held, _ in self.held)
+        if room > 0:
+            self.held.append((images[:room].clone(), labels[:room].clone() if labels is not None else None))
+
+    def _agree(self, ours: Tensor | None, theirs: Tensor | None) -> None:
+        if ours is None or theirs is None or ours.ndim != 2 or ours.shape != theirs.shape:
+            return
+        same, kl = compare_logits(ours.cpu().double(), theirs.cpu().double())
+        self.agreeing, self.kl, self.compared = self.agreeing + same, self.kl + kl, self.compared + len(ours)
+
+    def similarity(self) -> Similarity:
+        """The record of the layers' similarity within the model."""
+        cka, cosine, gram_cosine = self.within.matrices()
+        sizes = [self.kernels.sizes[name] for name in self.within.rows]
+        within = self.within
+        return Similarity(within.rows, cka, cosine, gram_cosine, within.images, within.smallest, within.notes(sizes))
+
+    def comparison(self, baseline: str, rewritten: Set[str]) -> Comparison:
+        """The record of the model beside its baseline; ``rewritten`` layers are marked."""
+        similar = self.similar
+        mine = {record.layer: record for record in self.statistics.results()}
+        theirs = {record.layer: record for record in self.baseline_statistics.results()}
+        rows = self.between.rows if similar else tuple(mine)
+        columns = self.between.columns if similar else tuple(theirs)
+        cka, _, gram_cosine = self.between.matrices() if similar else (None, None, None)
+        notes: tuple[str, ...] = ()
+        if not set(mine) & set(theirs):
+            notes = ("no layer of the model has the name of one of the baseline's: only whole matrices compare",)
+        if rewritten:
+            notes += (
+                f"{len(rewritten)} layers took in the norm after them, or its whitening, and differ from the "
+                "baseline's by design: the norms and blocks after them tell what was lost",
+            )
+        pairs = self.pairs.results(rows, columns, mine, theirs, cka, gram_cosine)
+        return Comparison(
+            baseline=baseline,
+            layers=rows,
+            baseline_layers=columns,
+            cka=cka,
+            gram_cosine=gram_cosine,
+            pairs=tuple(replace(pair, rewritten=pair.layer in rewritten) for pair in pairs),
+            only_model=tuple(name for name in mine if name not in theirs),
+            only_baseline=tuple(name for name in theirs if name not in mine),
+            samples=self.images,
+            agreement=self.agreeing / self.compared if self.compared else None,
+            kl=max(self.kl / self.compared, 0.0) if self.compared else None,
+            notes=notes,
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know about the pass."""
+        found = []
+        if self.left_out:
+            images = "image holds" if self.left_out == 1 else "images hold"
+            found.append(f"{self.left_out} {images} values that are not finite after pre-processing; left out")
+        reached = {record.layer for record in self.statistics.results()}
+        missed = [layer.name for layer in self.layers if layer.name not in reached]
+        if reached and missed:
+            found.append(f"{len(missed)} layers were never called ({missed[0]}{', …' if len(missed) > 1 else ''})")
+        if self.images == 1:
+            found.append("one image: nothing can be said about how images differ")
+        return tuple(found)
