@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from normsurgeon_cli import app as application
 from normsurgeon_cli import boundary
+from normsurgeon_cli.console import program
 from typer.testing import CliRunner, Result
 
 import normsurgeon as ns
@@ -192,3 +193,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
     assert done.stderr == f"error: cannot write {path}: File too large; nothing was written\n"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"what stood there"
+
+
+@pytest.mark.parametrize(("on_path", "called"), [(True, "normsurgeon"), (False, "bin/normsurgeon")])
+def test_what_to_type_next_is_something_that_the_shell_finds(on_path, called, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "normsurgeon").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin") if on_path else str(tmp_path))
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "normsurgeon"), "demo"])
+    assert program() == called
+
+
+def test_inspect_takes_random_init_which_is_what_it_does_anyway():
+    assert run("inspect", "test_resnet", "--random-init").stdout == run("inspect", "test_resnet").stdout

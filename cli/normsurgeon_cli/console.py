@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,12 @@ def out() -> Console:
 def err() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False)
+
+
+def program() -> str:
+    """How to call this program again: by its name where that is on the PATH, else as it was called this time."""
+    called = os.path.relpath(sys.argv[0])
+    return called if shutil.which("normsurgeon") is None and called.endswith("normsurgeon") else "normsurgeon"
 
 
 def say(message: str) -> None:
@@ -75,12 +83,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on standard error, at a terminal only: call what it yields with (done, total)."""
-    with phases() as advance:
+    with phases(description) as advance:
         yield lambda done, total: advance(description, done, total)
 
 
 @contextmanager
-def phases() -> Iterator[Callable[[str, int, int | None], None]]:
+def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None], None]]:
     """``progress`` for work in several steps: call what it yields with (step, done, total)."""
     console = err()
     bar = Progress(
@@ -93,7 +101,7 @@ def phases() -> Iterator[Callable[[str, int, int | None], None]]:
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task(first, total=None)
         yield lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
 
 

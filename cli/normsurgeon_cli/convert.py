@@ -10,7 +10,7 @@ import typer
 
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, say, status
+from normsurgeon_cli.console import out, print_json, print_table, program, say, status
 
 if TYPE_CHECKING:
     from normsurgeon.surgery.planning import ConversionPlan
@@ -103,8 +103,8 @@ def convert(
     _show(plan, each_site=dry_run)
     if written is not None:
         out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
-        evaluate = f"normsurgeon evaluate {written} --data FOLDER --baseline {model}"
-        say(f"next: normsurgeon inspect {written}   or   {evaluate}")
+        evaluate = f"{program()} evaluate {written} --data FOLDER --baseline {model}"
+        say(f"next: {program()} inspect {written}   or   {evaluate}")
     elif dry_run:
         say("dry run: nothing was written")
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, progress, say
+from normsurgeon_cli.console import out, print_json, print_table, program, progress, say
 
 
 def demo(
@@ -57,7 +57,7 @@ def demo(
     )
     out().print(f"wrote {output}", markup=False, soft_wrap=True)
     say(
-        f"next: normsurgeon inspect {output}\n"
-        f"      normsurgeon evaluate {output} --data FOLDER --baseline demo\n"
-        "      normsurgeon convert resnet50 --to gn -o resnet50-gn.safetensors"
+        f"next: {program()} inspect {output}\n"
+        f"      {program()} evaluate {output} --data FOLDER --baseline demo\n"
+        f"      {program()} analyze {output} --baseline demo --html report.html"
     )

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_table, say
 
 
-def inspect(model: options.Model, weights: options.Weights = None, json: options.Json = False) -> None:
+def inspect(
+    model: options.Model,
+    weights: options.Weights = None,
+    # What it does anyway: taken, since the other commands have taught people to say it.
+    random_init: Annotated[bool, typer.Option("--random-init", hidden=True)] = False,
+    json: options.Json = False,
+) -> None:
     """List every norm layer of MODEL: its class, what feeds it, and whether that can absorb the whitening.
 
     The structure does not depend on the weights, so none are downloaded.

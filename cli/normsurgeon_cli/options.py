@@ -32,6 +32,11 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
 ]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")]
+MaxImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only so many, spread evenly over the data. Default: all.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 
 

@@ -29,7 +29,7 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: options.BatchSize = 32,
     device: options.Device = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
