@@ -34,12 +34,15 @@ class Conversion:
     plan        the plan that was carried out
     history     what happened to the model since, one plain dict an event (calibration, fine-tuning, …)
     optimizer   the optimizer handed over, now of the converted model's parameters, or None
+    original    the model that was converted, which calibration and distillation look up to; None after ``convert_``,
+                which leaves none. No copy: changing it changes the target. It is not saved.
     """
 
     model: nn.Module
     plan: ConversionPlan
     history: list[dict[str, Any]] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
+    original: nn.Module | None = None
 
     @property
     def sites(self) -> tuple[Decision, ...]:
@@ -100,7 +103,9 @@ def convert(
     _check_fit(model, plan)
     probes = _probes(model, plan)  # before there is a copy: both at once would be the peak of the memory
     new_model, new_optimizer = copy_model(model, optimizer)
-    return _carry_out(new_model, plan, new_optimizer, probes)
+    result = _carry_out(new_model, plan, new_optimizer, probes)
+    result.original = model
+    return result
 
 
 def convert_(

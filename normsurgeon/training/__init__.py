@@ -1,0 +1,1 @@
+"""Training a converted network: objectives, the loop, and what looks after a long run."""
