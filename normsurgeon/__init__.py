@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from normsurgeon.surgery.rewriting import convert as convert
     from normsurgeon.surgery.rewriting import convert_ as convert_
     from normsurgeon.surgery.swapping import swap_layers as swap_layers
+    from normsurgeon.training.finetuning import Finetuned as Finetuned
+    from normsurgeon.training.finetuning import finetune as finetune
+    from normsurgeon.training.history import History as History
 
 
 _HOME = {
@@ -63,6 +66,9 @@ _HOME = {
     "convert": "surgery.rewriting",
     "convert_": "surgery.rewriting",
     "swap_layers": "surgery.swapping",
+    "Finetuned": "training.finetuning",
+    "finetune": "training.finetuning",
+    "History": "training.history",
 }
 
 __all__ = ["NormSurgeonError", "__version__", *_HOME]

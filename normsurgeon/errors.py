@@ -10,7 +10,9 @@
     ├── CheckpointError              a file that is not, or not entirely, a checkpoint
     ├── TracingError                 the model could not be followed
     ├── ConversionError              the surgery could not be done
-    └── DataError                    no images, or none that can be read
+    ├── DataError                    no images, or none that can be read
+    └── TrainingError                a training run that diverged, or cannot go on
+        └── TrainingStopped          a signal asked it to stop            (exit code 130)
 
 Every message is one line: what went wrong, where, and what to try.
 """
@@ -64,3 +66,13 @@ class ConversionError(NormSurgeonError):
 
 class DataError(NormSurgeonError):
     """A data source that holds nothing to work on."""
+
+
+class TrainingError(NormSurgeonError):
+    """A training run that diverged, or cannot go on."""
+
+
+class TrainingStopped(TrainingError):
+    """A training run that a signal asked to stop; what it had done is saved where it has a folder."""
+
+    exit_code = 130

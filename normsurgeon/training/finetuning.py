@@ -1,0 +1,263 @@
+"""``finetune``: from a converted network, images and a teacher to a recovered network and its history."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.errors import UsageError
+from normsurgeon.evaluation import Evaluation
+from normsurgeon.inference import eval_mode, head_classes, placed
+from normsurgeon.surgery.replacing import copy_model
+from normsurgeon.surgery.rewriting import Conversion
+from normsurgeon.training import checking
+from normsurgeon.training.feeding import make_feed, open_split
+from normsurgeon.training.heads import reset_head_
+from normsurgeon.training.history import History
+from normsurgeon.training.keeping import Keeper, network_shape
+from normsurgeon.training.launching import launch, on_device
+from normsurgeon.training.loop import Loop, Student
+from normsurgeon.training.progressive import blend_
+from normsurgeon.training.runstate import RunFolder
+from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.training.settings import Settings
+from normsurgeon.training.taps import block_names, matching_layers
+from normsurgeon.training.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
+from normsurgeon.training.validation import Judge
+from normsurgeon.training.watching import stopped_by_signals
+
+UNSET: Any = object()
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What ``finetune`` returns.
+
+    model       the fine-tuned network: the best on the validation images, without them the last; its moving average
+                where one was kept
+    conversion  the same as a Conversion, its history one event longer; None where none was handed in
+    history     the curves
+    before      how the network did on the validation images before it was trained; None without them
+    after       how ``model`` does
+    best        of the best network: ``step``, ``epoch`` and what was measured; None without validation images
+    steps       updates done; ``images`` seen in them, ``seconds`` spent, over all the times it was resumed
+    skipped     names of the training images that could not be read
+    path        the file that holds ``model``, or None
+    settings    what was asked for
+    """
+
+    model: nn.Module
+    conversion: Conversion | None
+    history: History
+    before: Evaluation | None
+    after: Evaluation | None
+    best: dict[str, Any] | None
+    steps: int
+    images: int
+    seconds: float
+    skipped: tuple[str, ...]
+    path: Path | None
+    settings: Settings = field(repr=False)
+
+    @property
+    def result(self) -> Conversion | nn.Module:
+        """What ``normsurgeon.save`` takes: the conversion, or the model where there was none."""
+        return self.conversion if self.conversion is not None else self.model
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {
+            "before": self.before.to_dict() if self.before else None,
+            "after": self.after.to_dict() if self.after else None,
+            "best": self.best,
+            "steps": self.steps,
+            "images": self.images,
+            "seconds": self.seconds,
+            "skipped": len(self.skipped),
+            "output": str(self.path) if self.path else None,
+            "settings": self.settings.to_dict(),
+            "history": self.history.to_dict(),
+        }
+
+
+def finetune(
+    result: Conversion | nn.Module,
+    train: Any,
+    val: Any = None,
+    *,
+    teacher: nn.Module | None = UNSET,
+    output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    num_classes: int | None = None,
+    settings: Settings | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    say: Callable[[str], None] = warnings.warn,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    **changes: Any,
+) -> Finetuned:
+    """Train a copy of a network; the one handed in stays as it is.
+
+    result       a Conversion, or any classifier
+    train        a data spec (see ``normsurgeon.data.sources.open_source``), an ImageSource, or batches
+                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
+    val          the same, to judge on after every pass over the training images. Data that comes in splits gives its
+                 training split as ``train`` and its held-out one as ``val``
+    teacher      what to distil from; default: the conversion's original. None: nobody
+    output       the folder of the run: its state, ``best.safetensors``, ``last.safetensors``, ``history.json``
+    resume       go on with the run in ``output``, if one was begun there: the result is that of an uninterrupted run
+    num_classes  give the network a new head first; the original is then no teacher
+    settings     a ``Settings``; single ones can be given by name: ``finetune(…, epochs=3, lr=1e-3)``
+    device       where to train; default: Accelerate's choice (a GPU where there is one)
+    workers      processes that read images
+    say          is told, in one line, of what was assumed or changed on the way; default: a warning
+    on_progress  is told of every update, in a dict of plain types
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this alike. The caller's random state is put back.
+
+    :raises UsageError: what was asked for cannot be, or not together.
+    :raises DataError: no images, or labels that the head cannot have.
+    :raises TrainingError: a loss that is not finite; ``TrainingStopped``: SIGINT or SIGTERM asked it to stop.
+    :raises CheckpointError: a file that cannot be written or read.
+
+    >>> import timm
+    >>> net = timm.create_model("test_resnet", num_classes=2)
+    >>> batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))]
+    >>> tuned = finetune(net, batches, steps=2, device="cpu")
+    >>> tuned.steps, [row["step"] for row in tuned.history.steps]
+    (2, [1, 2])
+    """
+    asked = (settings or Settings()).changed(changes)
+    found_device = checking.find_device(device)
+    folder = None if output is None else RunFolder(Path(output))
+    if resume and folder is None:
+        raise UsageError("resume=True goes on with the run in a folder; give output=FOLDER")
+    conversion = result if isinstance(result, Conversion) else None
+    given = conversion.model if conversion is not None else result
+    assert isinstance(given, nn.Module)
+    if teacher is UNSET:
+        teacher = conversion.original if conversion is not None and num_classes is None else None
+    original = conversion.original if conversion is not None else None
+    with ExitStack() as stack:
+        stack.enter_context(own_random_state())
+        stack.enter_context(on_device(found_device))
+        accelerator = launch(asked, found_device, None if folder is None else folder.path)
+        main = accelerator.is_main_process
+        rank, world = accelerator.process_index, accelerator.num_processes
+        plain, _ = copy_model(given, None)
+        if num_classes is not None:
+            seed_everything(HEAD, asked.seed)
+            reset_head_(plain, num_classes)
+        config = DataConfig.of(plain)
+        classes = head_classes(plain, config)
+        if teacher is not None:
+            checking.check_teacher(plain, teacher, classes, head_classes(teacher, config))
+        if asked.ce != 0:
+            checking.check_classes(train, classes)
+        data = open_split(train, classes, training=True)
+        feed = make_feed(data, config, asked, rank, world, workers)
+        held_out = None if val is None else open_split(val, classes, training=False)
+        weights = checking.settle_weights(asked, feed.labelled, teacher is not None, feed.name)
+        if weights.ce:
+            checking.check_labels(data, classes)
+        if (asked.mixup or asked.cutmix) and (feed.batch_size // world) % 2:
+            raise UsageError(f"mixup and cutmix mix pairs: batch_size={feed.batch_size} must be even in every process")
+        steps = asked.steps or asked.epochs * feed.per_epoch
+        student = _student(
+            plain, asked, weights, conversion, original or teacher, (steps, feed.per_epoch), accelerator, classes
+        )
+        if teacher is not None:
+            stack.enter_context(placed(teacher, accelerator.device))
+            stack.enter_context(eval_mode(teacher))
+        judge = None
+        if held_out is not None:
+            judge = Judge(held_out, teacher, accelerator.device, min(64, asked.batch_size), workers, rank, world)
+        stop = stack.enter_context(stopped_by_signals())
+        tell = say if main else (lambda text: None)
+        keeper = Keeper(
+            accelerator,
+            student,
+            plain,
+            conversion,
+            folder,
+            judge,
+            stop,
+            asked,
+            {"data": {"name": feed.name, "images": feed.images}, "network": network_shape(plain)},
+            tell,
+        )
+        loop = Loop(accelerator, student, teacher, feed, asked, weights, steps, tell, on_progress, keeper.after_update)
+        keeper.begin(loop, resume)
+        if asked.trackers:
+            accelerator.init_trackers("normsurgeon", _flat(asked.to_dict()))
+        try:
+            loop.run()
+        finally:
+            if asked.trackers:
+                accelerator.end_training()
+        keeper.finish()
+    return Finetuned(
+        model=plain,
+        conversion=keeper.conversion_of(plain),
+        history=loop.history,
+        before=keeper.before,
+        after=keeper.after,
+        best=keeper.best,
+        steps=loop.step,
+        images=loop.step * feed.batch_size,
+        seconds=keeper.seconds,
+        skipped=tuple(sorted(loop.skipped)),
+        path=keeper.path,
+        settings=asked,
+    )
+
+
+def _student(
+    plain: nn.Module,
+    settings: Settings,
+    weights: checking.Weights,
+    conversion: Conversion | None,
+    original: nn.Module | None,
+    length: tuple[int, int],
+    accelerator: Accelerator,
+    classes: int,
+) -> Student:
+    """A copy of the network, dressed for training; ``length``: updates in all, and in one pass over the images."""
+    core, _ = copy_model(plain, None)
+    choose_trainable_(core, settings.train_what)
+    set_drops_(core, settings.drop, settings.drop_path)
+    optimizer = make_optimizer(core, settings)
+    scheduler = make_scheduler(optimizer, settings, *length)
+    blends: tuple[str, ...] = ()
+    if settings.progressive:
+        if conversion is None or original is None:
+            raise UsageError(
+                "progressive conversion starts from the batch norm original: hand in what convert returned"
+            )
+        blends = blend_(core, conversion.plan, original)
+    apart: tuple[str, ...] = ()
+    if weights.distance:
+        apart = matching_layers(plain, settings.distance_layers) if settings.distance_layers else block_names(plain)
+    blocks = block_names(plain) if weights.features else ()
+    core.to(accelerator.device)
+    if settings.channels_last:
+        core.to(memory_format=torch.channels_last)
+    ema = ModelEmaV3(core, settings.ema, use_warmup=True) if settings.ema is not None else None
+    model, prepared = accelerator.prepare(core, optimizer)
+    return Student(core, model, prepared, scheduler, ema, blends, blocks, apart, classes)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as trackers take them."""
+    return {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in settings.items()}

@@ -1,0 +1,301 @@
+"""The loop: one update after the other, and at its times a validation, a checkpoint, a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from normsurgeon.errors import TrainingError
+from normsurgeon.inference import classifier_logits, home_of
+from normsurgeon.training import objectives
+from normsurgeon.training.checking import Weights, check_label
+from normsurgeon.training.feeding import Feed
+from normsurgeon.training.history import MOST, History, Window
+from normsurgeon.training.progressive import set_shares_
+from normsurgeon.training.seeding import STEP, seed_everything
+from normsurgeon.training.settings import Settings
+from normsurgeon.training.taps import tapped
+from normsurgeon.training.watching import Stop, where_nonfinite
+
+
+@dataclass
+class Student:
+    """The network that trains, and what trains it.
+
+    core       the network itself, blends and drops included
+    model      the same as Accelerate has wrapped it
+    blends     the sites that are blended in, in order
+    blocks     whose outputs are matched with the teacher's
+    apart      whose outputs are kept apart
+    """
+
+    core: nn.Module
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    ema: ModelEmaV3 | None
+    blends: tuple[str, ...]
+    blocks: tuple[str, ...]
+    apart: tuple[str, ...]
+    classes: int
+
+
+class Loop:
+    """Trains a student from ``step`` to ``steps``.
+
+    after_update  is told, when an update is done, whether it ends a pass (or the run) and whether somebody asked to
+                  stop; it returns True to end the run
+    on_progress   is told of every update, in plain types
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        student: Student,
+        teacher: nn.Module | None,
+        feed: Feed,
+        settings: Settings,
+        weights: Weights,
+        steps: int,
+        say: Callable[[str], None],
+        on_progress: Callable[[dict[str, Any]], None] | None,
+        after_update: Callable[[bool], bool],
+    ) -> None:
+        self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
+        self.settings, self.weights, self.steps = settings, weights, steps
+        self.say, self.on_progress, self.after_update = say, on_progress, after_update
+        self.step = 0
+        self.history = History()
+        self.window = Window()
+        self.skipped: set[str] = set()
+        share = feed.batch_size // feed.world
+        self.micro = -(-share // settings.grad_accum)
+        self.every = max(1, steps // MOST)
+        self.mixup = None
+        if settings.mixup or settings.cutmix:
+            self.mixup = Mixup(
+                settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=student.classes
+            )
+        self._taps: dict[str, Tensor] = {}
+        self._teacher_taps: dict[str, Tensor] = {}
+
+    def run(self) -> None:
+        """Train until the last update, or until ``after_update`` says to end.
+
+        :raises TrainingError: a loss that is not finite, or a machine that does not hold even one image.
+        """
+
+        def attempt(micro: int) -> None:
+            self.micro = micro
+            self._updates()
+
+        reads = self.student.blocks if self.weights.features else ()
+        with ExitStack() as stack:
+            both = dict.fromkeys((*reads, *(self.student.apart if self.weights.distance else ())))
+            self._taps = stack.enter_context(tapped(self.student.core, list(both)))
+            if self.teacher is not None and reads:
+                self._teacher_taps = stack.enter_context(tapped(self.teacher, reads))
+            try:
+                find_executable_batch_size(attempt, self.micro, self._halve)()
+            except RuntimeError as error:
+                if "No executable batch size" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"out of memory with one image at once on {self.accelerator.device}; "
+                    "try a smaller network or image, or another device"
+                ) from error
+
+    def _halve(self) -> int:
+        if self.accelerator.num_processes > 1:
+            raise TrainingError(
+                f"out of memory with {self.micro} images at once in process {self.accelerator.process_index}; "
+                f"try grad_accum={2 * self.settings.grad_accum} (--grad-accum {2 * self.settings.grad_accum})"
+            )
+        fewer = self.micro // 2
+        if fewer:
+            self.say(
+                f"out of memory with {self.micro} images at once: going on with {fewer}, "
+                f"and the same {self.feed.batch_size} an update"
+            )
+        return fewer
+
+    def _updates(self) -> None:
+        self.student.model.train()
+        batches: Iterator[Any] = self.feed.batches(self.step, self.steps)
+        begin = time.perf_counter()
+        while self.step < self.steps:
+            images, labels, skipped = next(batches)
+            self.skipped |= set(skipped)
+            values = self._update(images, labels)
+            self.step += 1
+            if self.student.ema is not None:
+                self.student.ema.update(self.student.core, step=self.step)
+            now = time.perf_counter()
+            self.window.add(**values, images=self.feed.batch_size, seconds=now - begin)
+            begin = now
+            self._note(values)
+            ends = self.step % self.feed.per_epoch == 0 or self.step == self.steps
+            if self.after_update(ends):
+                return
+            self.student.model.train()  # a validation may have been
+            begin = time.perf_counter()
+
+    def _update(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
+        """One update of the weights; the mean losses over this process's share, and the gradient's norm."""
+        student, settings = self.student, self.settings
+        labels = labels if self.weights.ce else None
+        if labels is not None:
+            for label in (int(labels.min()), int(labels.max())):
+                check_label(label, student.classes)
+        student.scheduler.step_update(self.step)
+        blend = None
+        if student.blends:
+            blend = self.progress
+            set_shares_(student.core, student.blends, blend, settings.progressive_order)
+        images, targets = self._placed(images, labels)
+        sums = self._gradients(images, targets)
+        names, totals = list(sums), torch.stack(list(sums.values()))
+        norm = self.accelerator.clip_grad_norm_(
+            [p for group in student.optimizer.param_groups for p in group["params"]],
+            settings.clip_grad if settings.clip_grad is not None else float("inf"),
+        )
+        norm = torch.as_tensor(norm if norm is not None else 0.0).to(totals)
+        *numbers, norm_value = torch.cat([totals, norm.reshape(1)]).tolist()  # waits for the device, once an update
+        values = dict(zip(names, numbers, strict=True))
+        overflow = self.accelerator.scaler is not None  # fp16: such an update is skipped, and the scale lowered
+        if not _finite(values["loss"]) or not (_finite(norm_value) or overflow):
+            self._diverged(images, targets)
+        try:
+            student.optimizer.step()
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise TrainingError(
+                    f"out of memory in the optimizer {settings.opt} on {self.accelerator.device}; "
+                    "try sgd, which keeps less, or train_what=norms"
+                ) from error
+            raise
+        values["grad_norm"] = norm_value if _finite(norm_value) else 0.0
+        if blend is not None:
+            values["blend"] = blend
+        return values
+
+    @property
+    def progress(self) -> float:
+        """How much of the blending is done before this update: 0 to 1."""
+        until = max(1, round(self.settings.progressive * (self.steps - 1)))
+        return min(1.0, self.step / until)
+
+    def _placed(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A batch on the device, mixed where asked for."""
+        device, (_, dtype) = self.accelerator.device, home_of(self.student.core)
+        images = images.to(device, dtype if images.is_floating_point() else None, non_blocking=True)
+        targets = None if labels is None else labels.to(device, non_blocking=True)
+        if self.mixup is not None:
+            seed_everything(STEP, self.settings.seed, self.step, self.accelerator.process_index, 0)
+            blank = torch.zeros(len(images), dtype=torch.int64, device=device)
+            images, mixed = self.mixup(images.clone(), blank if targets is None else targets)
+            targets = None if targets is None else mixed
+        if self.settings.channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, targets
+
+    def _gradients(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """The gradients of a batch, left in the parameters, micro-batch by micro-batch; and the mean losses."""
+        accelerator, student = self.accelerator, self.student
+        seed_everything(STEP, self.settings.seed, self.step, accelerator.process_index, 1)
+        student.optimizer.optimizer.zero_grad(set_to_none=True)
+        parts = images.split(self.micro)
+        goals = (None,) * len(parts) if targets is None else targets.split(self.micro)
+        accelerator.gradient_accumulation_steps = len(parts)
+        accelerator.step = 0  # its count of micro-batches: memory may have run out within an update
+        sums: dict[str, Tensor] = {}
+        for part, goal in zip(parts, goals, strict=True):
+            with accelerator.accumulate(student.model):
+                losses = self._losses(part, goal)
+                share = len(part) / len(images)
+                accelerator.backward(losses["loss"] * share * len(parts))  # which divides by the number of parts
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
+        return sums
+
+    def _losses(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """The weighted sum of the objectives, as ``loss``, and each of them unweighted."""
+        weights, found = self.weights, {}
+        wanted: Tensor | None = None
+        if self.teacher is not None and (weights.kl or weights.features):
+            with torch.no_grad(), self.accelerator.autocast():
+                wanted = classifier_logits(self.teacher, images)
+        logits = classifier_logits(self.student.model, images)
+        if weights.ce:
+            assert targets is not None
+            found["ce"] = objectives.cross_entropy(logits, targets, self.settings.smoothing)
+        if weights.kl:
+            assert wanted is not None
+            found["kl"] = objectives.distillation(logits, wanted, self.settings.temperature)
+        if weights.features:
+            blocks = [name for name in self.student.blocks if name in self._taps and name in self._teacher_taps]
+            found["features"] = objectives.feature_matching(
+                [self._taps[name] for name in blocks], [self._teacher_taps[name] for name in blocks]
+            )
+        if weights.distance:
+            apart = [self._taps[name] for name in self.student.apart if name in self._taps]
+            found["distance"] = objectives.layer_similarity([x for x in apart if len(x) == len(images)])
+        loss = 0.0 * logits.sum()  # every parameter takes part, which DDP counts on
+        for name, value in found.items():
+            loss = loss + getattr(weights, name) * value
+        self._taps.clear()
+        self._teacher_taps.clear()
+        return {"loss": loss, **found}
+
+    def _diverged(self, images: Tensor, targets: Tensor | None) -> None:
+        single = self.accelerator.num_processes == 1
+        with nullcontext() if single else self.accelerator.no_sync(self.student.model):
+            where = where_nonfinite(self.student.core, lambda: self._gradients(images, targets)["loss"], images)
+        raise TrainingError(
+            f"the loss is not finite at update {self.step + 1} of {self.steps}; it began {where}; "
+            f"try a learning rate below {self.settings.lr:g}, or precision bf16 or no"
+        )
+
+    def _note(self, values: dict[str, float]) -> None:
+        rate = max(group["lr"] for group in self.student.optimizer.param_groups)
+        epoch = self.step / self.feed.per_epoch
+        if self.step % self.every == 0 or self.step == self.steps:
+            row = self.window.take()
+            if self.accelerator.num_processes > 1:
+                numbers = torch.tensor(list(row.values()), dtype=torch.float32, device=self.accelerator.device)
+                row = dict(zip(row, self.accelerator.reduce(numbers, "mean").tolist(), strict=True))
+            row = {"step": self.step, "epoch": epoch, "lr": rate, **row}
+            self.history.steps.append(row)
+            if self.accelerator.trackers:
+                self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
+        if self.on_progress is not None and self.accelerator.is_main_process:
+            self.on_progress({"step": self.step, "steps": self.steps, "epoch": epoch, "lr": rate, **values})
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Flags that are set where any process set them: all processes do the same at the same update."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    numbers = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
+    return [value > 0 for value in accelerator.reduce(numbers, "sum").tolist()]
+
+
+def stop_requested(accelerator: Accelerator, stop: Stop, due: bool) -> tuple[bool, bool]:
+    """Whether any process was asked to stop, and whether the main one wants a checkpoint."""
+    stopping, saving = agreed(accelerator, bool(stop), due and accelerator.is_main_process)
+    return stopping, saving

@@ -1,0 +1,87 @@
+"""What looks after a run: signals that ask it to stop, and the search for where a loss ceased to be finite."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.inference import first_tensor
+
+
+class Stop:
+    """Whether somebody asked the run to stop, and how."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[Stop]:
+    """A Stop that SIGINT and SIGTERM set. The second one is no longer caught: it ends the process.
+
+    In another thread than the main one, where Python allows no handlers, nothing is caught.
+    """
+    stop = Stop()
+    before: dict[signal.Signals, object] = {}
+
+    def note(number: int, frame: object) -> None:
+        stop.signal = signal.Signals(number).name
+        for each, handler in before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, note)
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+
+def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:
+    """Where the numbers of a batch cease to be finite, in words.
+
+    ``run_again`` repeats the forward and backward pass and returns the loss. The layer that is named is the first
+    whose output is not finite although its inputs are.
+    """
+    if not bool(torch.isfinite(images).all()):
+        return "in the images of the batch"
+    found: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple, object], None]:
+        def look(module: nn.Module, inputs: tuple, output: object) -> None:
+            out = first_tensor(output)
+            if found or out is None or bool(torch.isfinite(out).all()):
+                return
+            given = first_tensor(inputs)
+            if given is None or bool(torch.isfinite(given).all()):
+                found.append(f"in the output of {name} ({type(module).__name__})")
+
+        return look
+
+    try:
+        for name, module in model.named_modules():
+            if name and not any(True for _ in module.children()):
+                handles.append(module.register_forward_hook(watch(name)))
+        loss = run_again()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    if not bool(torch.isfinite(loss)):
+        return "in the loss, after finite outputs of every layer"
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return f"in the gradient of {name}"
+    return "in the sum of all gradients"
