@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from normsurgeon_cli import analyze, convert, demo, evaluate, inspect, predict
+from normsurgeon_cli import analyze, convert, demo, evaluate, finetune, inspect, predict
 from normsurgeon_cli.boundary import guarded, set_debug
 from normsurgeon_cli.options import Command
 
@@ -40,7 +40,7 @@ def root(
     """
 
 
-for module in (inspect, convert, evaluate, predict, analyze, demo):
+for module in (inspect, convert, evaluate, predict, analyze, finetune, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, cls=Command)(guarded(getattr(module, name)))
 

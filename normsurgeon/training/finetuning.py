@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from normsurgeon.checkpoints import origin_of
 from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.errors import UsageError
+from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.evaluation import Evaluation
 from normsurgeon.inference import eval_mode, head_classes, placed
 from normsurgeon.surgery.replacing import copy_model
@@ -203,6 +204,10 @@ def finetune(
             accelerator.init_trackers("normsurgeon", _flat(asked.to_dict()))
         try:
             loop.run()
+        except TrainingStopped:
+            raise
+        except TrainingError as error:
+            raise TrainingError(f"{error}{keeper.kept}") from error
         finally:
             if asked.trackers:
                 accelerator.end_training()
@@ -249,7 +254,8 @@ def _student(
     apart: tuple[str, ...] = ()
     if weights.distance:
         apart = matching_layers(plain, settings.distance_layers) if settings.distance_layers else block_names(plain)
-    blocks = block_names(plain) if weights.features else ()
+    plans = (*origin_of(plain).plans, *([conversion.plan] if conversion is not None else []))
+    blocks = block_names(plain, plans) if weights.features else ()
     core.to(accelerator.device)
     if settings.channels_last:
         core.to(memory_format=torch.channels_last)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from normsurgeon.checkpoints import origin_of, remember
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.evaluation import Evaluation
 from normsurgeon.surgery.rewriting import Conversion
@@ -57,11 +58,20 @@ class Keeper:
         self.path: Path | None = None
         self.earlier = 0.0
         self.began = self.saved = time.perf_counter()
+        self.origin = origin_of(plain)
+        self.written: int | None = None
 
     @property
     def seconds(self) -> float:
         """Spent on the run so far, over all the times that it was resumed."""
         return self.earlier + time.perf_counter() - self.began
+
+    @property
+    def kept(self) -> str:
+        """What of a run that failed is kept: the end of a sentence."""
+        if self.folder is None or self.written is None:
+            return ""
+        return f"; the state after update {self.written} is kept in {self.folder.path}"
 
     def begin(self, loop: Loop, resume: bool) -> None:
         """Judge the network as it came, or go on with the run in the folder."""
@@ -99,7 +109,7 @@ class Keeper:
             self.best = {"step": self.loop.step, "epoch": self.loop.step / self.loop.feed.per_epoch, **found.to_dict()}
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.plain.state_dict().items()}
             if self.folder is not None and self.accelerator.is_main_process:
-                self.folder.write_network(self._result(), self.folder.best)
+                self.folder.write_network(self.result(), self.folder.best)
 
     def _row(self, found: Evaluation) -> None:
         values = found.to_dict()
@@ -145,14 +155,18 @@ class Keeper:
             original=self.conversion.original,
         )
 
-    def _result(self) -> Conversion | nn.Module:
-        return self.conversion_of(self.plain) or self.plain
+    def result(self) -> Conversion | nn.Module:
+        """What is saved: the conversion, or the model, with the run in its history."""
+        conversion = self.conversion_of(self.plain)
+        if conversion is None:
+            remember(self.plain, replace(self.origin, history=(*self.origin.history, self.event())))
+        return conversion or self.plain
 
     def _save(self, folder: RunFolder) -> None:
         if self.accelerator.is_main_process:
             folder.write_state(self._state())
             folder.write_history(self.loop.history)
-        self.saved = time.perf_counter()
+        self.saved, self.written = time.perf_counter(), self.loop.step
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:
@@ -190,6 +204,7 @@ class Keeper:
         self.before = _evaluation(state["before"])
         self.best = state["best"]
         self.earlier = state["seconds"]
+        self.written = loop.step
         if self.best is not None:
             assert self.folder is not None
             if not self.folder.best.exists():
@@ -215,7 +230,7 @@ class Keeper:
         self._export()
         if self.folder is not None:
             if main:
-                self.folder.write_network(self._result(), self.folder.last)
+                self.folder.write_network(self.result(), self.folder.last)
             self.path = self.folder.last
         if self.best_weights is not None:
             self.plain.load_state_dict(self.best_weights, strict=True)
@@ -223,7 +238,8 @@ class Keeper:
             if self.folder is not None:
                 self.path = self.folder.best
                 if main:
-                    self.folder.write_network(self._result(), self.folder.best)
+                    self.folder.write_network(self.result(), self.folder.best)
+        self.result()
         self.accelerator.wait_for_everyone()
 
 

@@ -280,7 +280,16 @@ class Loop:
             if self.accelerator.trackers:
                 self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
         if self.on_progress is not None and self.accelerator.is_main_process:
-            self.on_progress({"step": self.step, "steps": self.steps, "epoch": epoch, "lr": rate, **values})
+            self.on_progress(
+                {
+                    "step": self.step,
+                    "steps": self.steps,
+                    "epoch": epoch,
+                    "images": self.feed.batch_size,
+                    "lr": rate,
+                    **values,
+                }
+            )
 
 
 def _finite(value: float) -> bool:

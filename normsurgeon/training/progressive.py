@@ -58,7 +58,7 @@ class Blend(nn.Module):
         y = self.norm(x)
         if not self.whole:
             scale: Tensor = self.norm.weight * self.rate  # type: ignore[operator,assignment]
-            bias: Tensor = self.norm.bias  # type: ignore[assignment]
+            bias: Tensor = self.norm.bias
             fixed = per_channel(scale, x) * (x - per_channel(self.centre, x)) + per_channel(bias, x)
             y = fixed + self.share * (y - fixed)
         return self.act(self.drop(y))

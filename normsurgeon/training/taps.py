@@ -12,6 +12,7 @@ from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.tracing import trace
 from normsurgeon.inference import first_tensor
 from normsurgeon.patterns import select
+from normsurgeon.surgery.planning import ConversionPlan
 
 
 @contextmanager
@@ -43,23 +44,35 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
             handle.remove()
 
 
-def block_names(model: nn.Module) -> tuple[str, ...]:
+def block_names(model: nn.Module, plans: Sequence[ConversionPlan] = ()) -> tuple[str, ...]:
     """The modules whose outputs stand for a network's features: residual blocks, else the children with parameters.
 
-    The classifier is left out: its output are the logits.
+    The classifier is left out: its output are the logits. So is what hands a whitened output to a converted norm
+    outside of itself, by the ``plans`` that were carried out: that output differs from the original's by design.
 
     :raises UsageError: a network that has neither.
     """
-    blocks = residual_blocks(trace(model))
-    if blocks:
-        return blocks
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    if len(children) < 2:
+    blocks = list(residual_blocks(trace(model)))
+    if not blocks:
+        blocks = [name for name, child in model.named_children() if any(True for _ in child.parameters())][:-1]
+    folds = [
+        (d.site.producer or "", d.name) for plan in plans for d in plan.decisions if "fold" in (d.whitening, d.target)
+    ]
+
+    def whitened(block: str) -> bool:
+        return any(_within(producer, block) and not _within(norm, block) for producer, norm in folds)
+
+    chosen = tuple(block for block in blocks if not whitened(block))
+    if not chosen:
         raise UsageError(
             f"{type(model).__name__} has no residual blocks and no stages to match features at; "
             "try features=0, or distance_layers with a glob of layer names"
         )
-    return tuple(children[:-1])
+    return chosen
+
+
+def _within(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")
 
 
 def matching_layers(model: nn.Module, pattern: str) -> tuple[str, ...]:
