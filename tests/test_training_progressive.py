@@ -118,14 +118,12 @@ def test_sites_follow_one_another_or_go_together():
 
 def test_a_conversion_without_per_sample_norms_or_from_elsewhere_is_one_line(convnet):
     result = converted(convnet, "affine")
-    with pytest.raises(
-        UsageError, match=r"^no site of \S+ can be blended in: none was converted to a per-sample norm$"
-    ):
+    with pytest.raises(UsageError, match=r"^no site of \S+ can be blended in: none was converted to a per-sample n"):
         blend_(result.model, result.plan, convnet)
     result = converted(convnet, "gn")
     with pytest.raises(
         UsageError,
-        match=r"^progressive conversion starts from the batch norm original, and bn1 is no batch norm of the ",
+        match=r"^progressive conversion starts from the batch norm original, and bn1 is no batch norm ",
     ):
         blend_(result.model, result.plan, nn.Sequential(nn.Linear(2, 2)))
 

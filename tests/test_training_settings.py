@@ -67,9 +67,7 @@ def test_what_trains():
     assert trained("norms")[1] == norms
     assert trained("norms+biases")[1] == norms | {name for name in everything if name.endswith(".bias")}
     assert trained("layer4.*")[1] == {name for name in everything if name.startswith("layer4.")}
-    with pytest.raises(
-        PatternError, match=r"^the pattern 'layer9\.\*' matches no parameter; there are: conv1\.0\.weight, "
-    ):
+    with pytest.raises(PatternError, match=r"^the pattern 'layer9\.\*' matches no parameter; there are: conv1\.0"):
         trained("layer9.*")
     net.requires_grad_(False)
     with pytest.raises(UsageError, match=r"^nothing trains: train_what='all' leaves no parameter that requires a "):
@@ -145,7 +143,7 @@ def test_the_order_does_not_depend_on_where_a_run_was_resumed_or_on_the_number_o
     whole = drawn(feed(), 0, 6)
     assert drawn(feed(), 4, 6) == whole[4:]
     shares = [drawn(feed(rank, 4), 0, 6) for rank in range(4)]
-    assert [sum((share[step] for share in shares), []) for step in range(6)] == whole
+    assert [[image for share in shares for image in share[step]] for step in range(6)] == whole
 
 
 def test_a_batch_that_the_processes_cannot_share_is_an_error():

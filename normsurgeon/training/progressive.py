@@ -12,6 +12,8 @@ original's; c = 1, d = 0 where nothing was folded). F is that map when ``r = A /
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
@@ -57,9 +59,9 @@ class Blend(nn.Module):
         """``x`` of shape (N, C, *) to the same shape."""
         y = self.norm(x)
         if not self.whole:
-            scale: Tensor = self.norm.weight * self.rate  # type: ignore[operator,assignment]
-            bias: Tensor = self.norm.bias
-            fixed = per_channel(scale, x) * (x - per_channel(self.centre, x)) + per_channel(bias, x)
+            norm: Any = self.norm
+            fixed = per_channel(norm.weight * self.rate, x) * (x - per_channel(self.centre, x))
+            fixed = fixed + per_channel(norm.bias, x)
             y = fixed + self.share * (y - fixed)
         return self.act(self.drop(y))
 

@@ -55,9 +55,8 @@ def block_names(model: nn.Module, plans: Sequence[ConversionPlan] = ()) -> tuple
     blocks = list(residual_blocks(trace(model)))
     if not blocks:
         blocks = [name for name, child in model.named_children() if any(True for _ in child.parameters())][:-1]
-    folds = [
-        (d.site.producer or "", d.name) for plan in plans for d in plan.decisions if "fold" in (d.whitening, d.target)
-    ]
+    decisions = [decision for plan in plans for decision in plan.decisions]
+    folds = [(d.site.producer or "", d.name) for d in decisions if "fold" in (d.whitening, d.target)]
 
     def whitened(block: str) -> bool:
         return any(_within(producer, block) and not _within(norm, block) for producer, norm in folds)

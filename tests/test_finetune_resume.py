@@ -1,0 +1,293 @@
+"""A long run is looked after: killed, stopped or full, it goes on to the same result; two processes equal one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import normsurgeon as ns
+from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError
+
+HERE = Path(__file__)
+FILES = ("last.safetensors", "best.safetensors")
+
+
+def converted():
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 24, 24)}
+    return ns.convert(model, to="gn", balance=False)
+
+
+def job(folder, resume=False, **changes):
+    """A run with everything random that there is: order, crops, erasing, mixing, dropout, drop paths."""
+    settings = {
+        "steps": 24,
+        "batch_size": 16,
+        "mixup": 0.4,
+        "drop": 0.3,
+        "drop_path": 0.2,
+        "reprob": 0.5,
+        "ema": 0.9,
+        "progressive": 0.5,
+        "checkpoint_minutes": 0.0,
+        **changes,
+    }
+    data = ns_digits(128)
+    return ns.finetune(
+        converted(), data, ns_digits(32), output=folder, resume=resume, device="cpu", say=lambda text: None, **settings
+    )
+
+
+def ns_digits(count):
+    """The first digits, as a source."""
+    from normsurgeon.data.demo import digits
+    from normsurgeon.data.readers import Arrays
+    from normsurgeon.data.sources import ImageSource
+
+    images, labels = digits("train")
+    return ImageSource("digits", Arrays(images[:count], labels[:count]), True, tuple("0123456789"))
+
+
+def network(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def same(one, other):
+    return all(
+        network(one / name).keys() == network(other / name).keys()
+        and all(torch.equal(value, network(other / name)[key]) for key, value in network(one / name).items())
+        for name in FILES
+    )
+
+
+def forked(task):
+    """Run a function in a child process; its process number."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            task()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def kills(folder: Path, count: int) -> None:
+    """Kill a run at random moments, let each go on to its end, and compare it with one that was left alone.
+
+    The children are forked from a process that has imported everything and trained nothing.
+    """
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    _, status = os.waitpid(forked(lambda: job(folder / "whole")), 0)
+    length = time.perf_counter() - begin
+    assert status == 0
+    moments, interrupted = random.Random(0), 0
+    for number in range(count):
+        place = folder / str(number)
+        child = forked(lambda place=place: job(place))
+        time.sleep(length * moments.uniform(0.05, 0.95))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        interrupted += status != 0
+        if (place / "state.pt").exists():
+            torch.load(place / "state.pt", weights_only=True)
+        for path in place.glob("*.safetensors"):
+            network(path)
+        _, status = os.waitpid(forked(lambda place=place: job(place, resume=True)), 0)
+        assert status == 0, f"run {number} did not go on"
+        assert same(folder / "whole", place), f"run {number} ended elsewhere"
+    print(f"{interrupted} of {count} runs were killed, and all ended alike")
+
+
+def child(*arguments, launcher=()):
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(HERE), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process, timeout=300):
+    output = process.communicate(timeout=timeout)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_a_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path, count):
+    assert f"{count} of {count} runs were killed" in finished(child("kills", tmp_path, count))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, name):
+    def stop(row):
+        if row["step"] == 7 and "validation" not in row:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(
+        TrainingStopped,
+        match=rf"^stopped by {name} after update 7 of 24; it is saved in \S+: the same again with resume=True \(--resume\)",
+    ) as caught:
+        ns.finetune(
+            converted(), ns_digits(64), output=tmp_path, steps=24, batch_size=16, on_progress=stop, device="cpu"
+        )
+    assert caught.value.exit_code == 130
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    told = []
+    tuned = ns.finetune(
+        converted(), ns_digits(64), output=tmp_path, resume=True, steps=24, batch_size=16, device="cpu", say=told.append
+    )
+    assert told == [f"going on after update 7 of 24 in {tmp_path}"]
+    whole = ns.finetune(converted(), ns_digits(64), steps=24, batch_size=16, device="cpu")
+    assert all(torch.equal(p, q) for p, q in zip(tuned.model.parameters(), whole.model.parameters(), strict=True))
+    rows = [[(row["step"], row["loss"]) for row in each.history.steps] for each in (tuned, whole)]
+    assert rows[0] == rows[1]
+
+
+def test_without_a_folder_a_stopped_run_says_that_nothing_is_saved(tmp_path):
+    with pytest.raises(
+        TrainingStopped,
+        match=r"^stopped by SIGTERM after update 2 of 9; nothing is saved without a folder: try output=FOLDER \(-o FOLDER\)$",
+    ):
+        ns.finetune(
+            converted(),
+            ns_digits(64),
+            steps=9,
+            batch_size=16,
+            on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 2 else None,
+            device="cpu",
+        )
+
+
+def test_a_finished_run_resumed_is_the_same_result(tmp_path):
+    first = job(tmp_path, steps=4)
+    again = job(tmp_path, resume=True, steps=4)
+    assert again.steps == 4
+    assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    assert again.history == first.history
+    assert (again.after, again.best) == (first.after, first.best)
+
+
+def test_resume_before_anything_was_saved_starts_at_the_beginning(tmp_path):
+    told = []
+    data = ns_digits(32)
+    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", say=told.append)
+    assert told == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    job(tmp_path, steps=2)
+    with pytest.raises(
+        UsageError,
+        match=r"^\S+ holds a run already \(2 of 2 updates done\); go on with resume=True \(--resume\), or choose another ",
+    ):
+        job(tmp_path, steps=2)
+
+
+def test_a_resume_with_changed_settings_says_which(tmp_path):
+    job(tmp_path, steps=2)
+    with pytest.raises(
+        UsageError,
+        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0005 → 0\.1\); go on with what it was started ",
+    ):
+        job(tmp_path, resume=True, steps=3, lr=0.1)
+    with pytest.raises(UsageError, match=r"was started otherwise: images \(128 → 64\); "):
+        ns.finetune(
+            converted(),
+            ns_digits(64),
+            output=tmp_path,
+            resume=True,
+            device="cpu",
+            settings=ns.training.settings.Settings(
+                steps=2, batch_size=16, mixup=0.4, drop=0.3, drop_path=0.2, reprob=0.5, ema=0.9, progressive=0.5
+            ),
+        )
+    job(tmp_path, resume=True, steps=2, checkpoint_minutes=5.0)
+
+
+def test_a_damaged_state_is_one_line(tmp_path):
+    job(tmp_path, steps=2)
+    whole = (tmp_path / "state.pt").read_bytes()
+    (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        CheckpointError, match=r"^\S+state\.pt cannot be read \(\w+\); try another folder, or start anew in "
+    ):
+        job(tmp_path, resume=True, steps=2)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypatch):
+    written = []
+    real = torch.save
+
+    def full(obj, path, *args, **kwargs):
+        if len(written) == 3:
+            Path(path).write_bytes(b"half of a st")
+            raise OSError(28, "No space left on device")
+        written.append(obj["step"])
+        return real(obj, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        CheckpointError, match=r"^cannot write \S+state\.pt: No space left on device; nothing was written$"
+    ):
+        job(tmp_path, steps=6)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json"}
+    assert job(tmp_path, resume=True, steps=6).steps == 6
+
+
+def pair(folder: Path) -> None:
+    """One run, on its own or as one of the processes of a launcher."""
+    torch.set_num_threads(1)
+    settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "ema": 0.9, "opt": "momentum", "lr": 0.01}
+    tuned = ns.finetune(converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", **settings)
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(
+            {"loss": [row["loss"] for row in tuned.history.steps], "after": tuned.after.to_dict()}, folder / "told"
+        )
+
+
+def test_two_processes_equal_one_with_the_same_batch(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    finished(child("pair", tmp_path / "two", launcher=launcher))
+    pair(tmp_path / "one")
+    for name in FILES:
+        one, two = (network(tmp_path / run / name) for run in ("one", "two"))
+        for key, value in one.items():
+            assert torch.allclose(value, two[key], rtol=1e-4, atol=1e-6), key
+    told = [torch.load(tmp_path / run / "told") for run in ("one", "two")]
+    assert told[1]["loss"] == pytest.approx(told[0]["loss"], rel=1e-5)
+    for name in ("images", "top1", "agreement", "loss", "kl"):
+        assert told[1]["after"][name] == pytest.approx(told[0]["after"][name], rel=1e-4), name
+
+
+def test_the_state_is_plain_types_and_no_part_of_a_file_is_left(tmp_path):
+    job(tmp_path, steps=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", *FILES}
+    assert isinstance(torch.load(tmp_path / "state.pt", weights_only=True)["model"], dict)
+    loaded = ns.load(tmp_path / "best.safetensors")
+    assert isinstance(loaded, nn.Module)
+
+
+if __name__ == "__main__":
+    what, where, *rest = sys.argv[1:]
+    {"kills": kills, "pair": pair}[what](Path(where), *map(int, rest))
