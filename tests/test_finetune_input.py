@@ -109,13 +109,13 @@ def test_a_teacher_of_another_architecture_or_with_other_classes(net):
     other = timm.create_model("test_efficientnet", num_classes=10)
     with pytest.raises(
         UsageError,
-        match=r"^the teacher test_efficientnet is of another architecture: blocks\.0\.0\.conv\.weight is 16×24×3×3 there and "
-        r"missing in the network; try the batch norm original$",
+        match=r"^the teacher test_efficientnet is of another architecture: blocks\.0\.0\.conv\.weight is 16×24×3×3 "
+        r"there and missing in the network; try the batch norm original$",
     ):
         tune(net, batch(), teacher=other)
     with pytest.raises(
         UsageError,
-        match=r"^the teacher test_resnet tells 7 classes apart and the network 10; try a teacher with the same head, or none ",
+        match=r"^the teacher test_resnet tells 7 classes apart and the network 10; try a teacher with the same head, o",
     ):
         tune(net, batch(), teacher=timm.create_model("test_resnet", num_classes=7))
 
@@ -135,7 +135,7 @@ def test_cuda_where_there_is_none(net):
 def test_objectives_without_what_they_take(net):
     with pytest.raises(
         UsageError,
-        match=r"^there is nothing to learn from: the batches has no labels and there is no teacher; give one, as in teacher=",
+        match=r"^there is nothing to learn from: the batches has no labels and there is no teacher; give one, as in te",
     ):
         tune(net, batch(labels=None))
     with pytest.raises(UsageError, match=r"^ce=1 takes labels, and the batches has none; try ce=0 with a teacher$"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -92,16 +93,22 @@ def kills(folder: Path, count: int) -> None:
     The children are forked from a process that has imported everything and trained nothing.
     """
     torch.set_num_threads(1)
-    begin = time.perf_counter()
+    assert ns.finetune
+    assert ns.evaluate  # both import what they need when they are first looked up
     _, status = os.waitpid(forked(lambda: job(folder / "whole")), 0)
-    length = time.perf_counter() - begin
     assert status == 0
     moments, interrupted = random.Random(0), 0
     for number in range(count):
         place = folder / str(number)
-        child = forked(lambda place=place: job(place))
-        time.sleep(length * moments.uniform(0.05, 0.95))
+        told, tell = os.pipe()
+        child = forked(lambda place=place, tell=tell: job(place, on_progress=lambda row: os.write(tell, b".")))
+        os.close(tell)  # the child has its own
+        os.read(told, 1)  # the validation before the first update
+        for _ in range(moments.randint(0, 20)):
+            os.read(told, 1)
+        time.sleep(moments.uniform(0, 0.05))  # anywhere within an update, and the writing of its state
         os.kill(child, signal.SIGKILL)
+        os.close(told)
         _, status = os.waitpid(child, 0)
         interrupted += status != 0
         if (place / "state.pt").exists():
@@ -132,7 +139,8 @@ def finished(process, timeout=300):
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path, count):
-    assert f"{count} of {count} runs were killed" in finished(child("kills", tmp_path, count))
+    told = finished(child("kills", tmp_path, count))
+    assert re.search(rf"^[1-9]\d* of {count} runs were killed, and all ended alike$", told, re.MULTILINE), told
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -144,7 +152,7 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(
         TrainingStopped,
-        match=rf"^stopped by {name} after update 7 of 24; it is saved in \S+: the same again with resume=True \(--resume\)",
+        match=rf"^stopped by {name} after update 7 of 24; it is saved in \S+: the same again with resume=True \(--resu",
     ) as caught:
         ns.finetune(
             converted(), ns_digits(64), output=tmp_path, steps=24, batch_size=16, on_progress=stop, device="cpu"
@@ -165,7 +173,7 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
 def test_without_a_folder_a_stopped_run_says_that_nothing_is_saved(tmp_path):
     with pytest.raises(
         TrainingStopped,
-        match=r"^stopped by SIGTERM after update 2 of 9; nothing is saved without a folder: try output=FOLDER \(-o FOLDER\)$",
+        match=r"^stopped by SIGTERM after update 2 of 9; nothing is saved without a folder: try output=FOLDER \(-o FOL",
     ):
         ns.finetune(
             converted(),
@@ -197,7 +205,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(
         UsageError,
-        match=r"^\S+ holds a run already \(2 of 2 updates done\); go on with resume=True \(--resume\), or choose another ",
+        match=r"^\S+ holds a run already \(2 of 2 updates done\); go on with resume=True \(--resume\), or choose anoth",
     ):
         job(tmp_path, steps=2)
 
@@ -206,7 +214,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(
         UsageError,
-        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0005 → 0\.1\); go on with what it was started ",
+        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0005 → 0\.1\); go on with what it was ",
     ):
         job(tmp_path, resume=True, steps=3, lr=0.1)
     with pytest.raises(UsageError, match=r"was started otherwise: images \(128 → 64\); "):
@@ -255,21 +263,54 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypat
     assert job(tmp_path, resume=True, steps=6).steps == 6
 
 
-def pair(folder: Path) -> None:
+def pair(folder: Path, **changes) -> None:
     """One run, on its own or as one of the processes of a launcher."""
     torch.set_num_threads(1)
-    settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "ema": 0.9, "opt": "momentum", "lr": 0.01}
-    tuned = ns.finetune(converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", **settings)
+    settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "opt": "momentum", "lr": 0.01, **changes}
+    tuned = ns.finetune(
+        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", say=lambda text: None, **settings
+    )
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(
             {"loss": [row["loss"] for row in tuned.history.steps], "after": tuned.after.to_dict()}, folder / "told"
         )
 
 
-def test_two_processes_equal_one_with_the_same_batch(tmp_path):
+def ddp(folder: Path) -> None:
+    pair(folder, ema=0.9)
+
+
+def shards(folder: Path) -> None:
+    """FSDP2 on the CPU. Accelerate sets it up for GPUs only, so that its state is told of it here.
+
+    The run is stopped half-way and goes on, so that the state is gathered and spread again.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    from normsurgeon.training import finetuning
+
+    real = finetuning.launch
+
+    def launch(*arguments):
+        accelerator = real(*arguments)
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(fsdp_version=2)
+        assert accelerator.is_fsdp2
+        return accelerator
+
+    finetuning.launch = launch
+    with pytest.raises(TrainingStopped, match=r"after update 3 of 6"):
+        pair(folder, on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 3 else None)
+    pair(folder, resume=True)
+
+
+@pytest.mark.parametrize("how", ["ddp", pytest.param("shards", marks=pytest.mark.slow)])
+def test_two_processes_equal_one_with_the_same_batch(tmp_path, how):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    finished(child("pair", tmp_path / "two", launcher=launcher))
-    pair(tmp_path / "one")
+    finished(child(how, tmp_path / "two", launcher=launcher))
+    pair(tmp_path / "one", **({} if how == "shards" else {"ema": 0.9}))
     for name in FILES:
         one, two = (network(tmp_path / run / name) for run in ("one", "two"))
         for key, value in one.items():
@@ -290,4 +331,4 @@ def test_the_state_is_plain_types_and_no_part_of_a_file_is_left(tmp_path):
 
 if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
-    {"kills": kills, "pair": pair}[what](Path(where), *map(int, rest))
+    {"kills": kills, "ddp": ddp, "shards": shards}[what](Path(where), *map(int, rest))

@@ -91,7 +91,7 @@ def finetune(
     kl: Annotated[float | None, _option("Weight of the teacher's logits. Default: 1 with a teacher.", LEARN)] = None,
     temperature: Annotated[float | None, _option("Of the distillation. Default: 1.", LEARN)] = None,
     features: Annotated[
-        float | None, _option("Weight of the teacher's block outputs. Default: 1 without labels.", LEARN)
+        float | None, _option("Weight of the teacher's block outputs. Default: 1 with a teacher.", LEARN)
     ] = None,
     distance: Annotated[
         float | None, _option("Weight that moves the layers' features apart. Default: 0.", LEARN)

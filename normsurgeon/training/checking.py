@@ -37,7 +37,7 @@ def settle_weights(settings: Settings, labelled: bool, teacher: bool, name: str)
     """
     ce = settings.ce if settings.ce is not None else float(labelled)
     kl = settings.kl if settings.kl is not None else float(teacher)
-    features = settings.features if settings.features is not None else float(teacher and not labelled)
+    features = settings.features if settings.features is not None else float(teacher)
     if ce and not labelled:
         raise UsageError(f"ce={ce:g} takes labels, and {name} has none; try ce=0 with a teacher")
     if (kl or features) and not teacher:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from normsurgeon.checkpoints import origin_of, remember
@@ -20,6 +21,7 @@ from normsurgeon.training.loop import Loop, Student, stop_requested
 from normsurgeon.training.progressive import plain_state
 from normsurgeon.training.runstate import RunFolder
 from normsurgeon.training.settings import Settings
+from normsurgeon.training.sharding import restore_, whole_state, whole_weights
 from normsurgeon.training.validation import Judge, better
 from normsurgeon.training.watching import Stop
 from normsurgeon.weights import read_file
@@ -76,7 +78,7 @@ class Keeper:
     def begin(self, loop: Loop, resume: bool) -> None:
         """Judge the network as it came, or go on with the run in the folder."""
         self.loop = loop
-        state = self.folder.state_for(resume, self.asked) if self.folder is not None else None
+        state = self._state_so_far(self.folder, resume) if self.folder is not None else None
         if state is not None:
             self._restore(state)
             return
@@ -85,6 +87,23 @@ class Keeper:
         if self.judge is not None:
             self.before = self.judge(self.plain)
             self._row(self.before)
+
+    def _state_so_far(self, folder: RunFolder, resume: bool) -> dict[str, Any] | None:
+        """The state in the folder, read by the first process for all of them: they may not share a file system."""
+        state = None
+        if self.accelerator.is_main_process:
+            folder.make()
+            state = folder.state_for(resume, self.asked)
+            if state is not None and state["best"] is not None:
+                if not folder.best.exists():
+                    raise CheckpointError(
+                        f"{folder.best} is gone, and the run in {folder.path} cannot go on without it; "
+                        "try another folder"
+                    )
+                state["best_weights"] = read_file(folder.best)[0]
+        if self.accelerator.num_processes > 1:
+            state = broadcast_object_list([state])[0]
+        return state
 
     def after_update(self, ends: bool) -> bool:
         """Validate, save and stop where it is time to.
@@ -125,8 +144,12 @@ class Keeper:
 
     def _export(self) -> None:
         """Put the student's weights, or their moving average, into the plain network."""
-        source = self.student.ema.module if self.student.ema is not None else self.student.core
-        self.plain.load_state_dict(plain_state(source.state_dict(), self.student.blends), strict=True)
+        student = self.student
+        if student.ema is not None:
+            state = student.ema.module.state_dict()
+        else:
+            state = whole_weights(self.accelerator, student.core, student.model)
+        self.plain.load_state_dict(plain_state(state, student.blends), strict=True)
 
     def event(self) -> dict[str, Any]:
         """What a checkpoint's history says of the run: plain types."""
@@ -163,8 +186,9 @@ class Keeper:
         return conversion or self.plain
 
     def _save(self, folder: RunFolder) -> None:
+        state = self._state()
         if self.accelerator.is_main_process:
-            folder.write_state(self._state())
+            folder.write_state(state)
             folder.write_history(self.loop.history)
         self.saved, self.written = time.perf_counter(), self.loop.step
         self.accelerator.wait_for_everyone()
@@ -175,8 +199,7 @@ class Keeper:
             "asked": self.asked,
             "step": self.loop.step,
             "steps": self.loop.steps,
-            "model": student.core.state_dict(),
-            "optimizer": student.optimizer.state_dict(),
+            **whole_state(self.accelerator, student.core, student.model, student.optimizer),
             "ema": student.ema.module.state_dict() if student.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "micro": self.loop.micro,
@@ -191,8 +214,7 @@ class Keeper:
     def _restore(self, state: dict[str, Any]) -> None:
         student, loop = self.student, self.loop
         loop.step = state["step"]
-        student.core.load_state_dict(state["model"], strict=True)
-        student.optimizer.load_state_dict(state["optimizer"])
+        restore_(self.accelerator, student.core, student.model, student.optimizer, state)
         if student.ema is not None:
             student.ema.module.load_state_dict(state["ema"], strict=True)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -205,14 +227,7 @@ class Keeper:
         self.best = state["best"]
         self.earlier = state["seconds"]
         self.written = loop.step
-        if self.best is not None:
-            assert self.folder is not None
-            if not self.folder.best.exists():
-                raise CheckpointError(
-                    f"{self.folder.best} is gone, and the run in {self.folder.path} cannot go on without it; "
-                    "try another folder"
-                )
-            self.best_weights = read_file(self.folder.best)[0]
+        self.best_weights = state.get("best_weights")
         self.say(f"going on after update {loop.step} of {loop.steps} in {self.folder.path if self.folder else ''}")
 
     def _stopped(self) -> None:

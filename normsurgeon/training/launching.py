@@ -45,6 +45,8 @@ def launch(settings: Settings, device: torch.device | None, output: Path | None)
         raise UsageError("precision=fp16 takes a GPU, and this runs on the CPU; try bf16 or no")
     if accelerator.distributed_type not in _KNOWN:
         raise UsageError(f"{accelerator.distributed_type.value} is not supported; try one process, DDP or FSDP")
+    if settings.ema is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise UsageError("no moving average is kept of weights that FSDP has spread; leave out ema, or use DDP")
     return accelerator
 
 
@@ -54,6 +56,7 @@ _KNOWN = {
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
+    DistributedType.FSDP,
 }
 
 

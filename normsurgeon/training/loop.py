@@ -15,6 +15,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from normsurgeon.errors import TrainingError
 from normsurgeon.inference import classifier_logits, home_of
@@ -167,10 +168,11 @@ class Loop:
         sums = self._gradients(images, targets)
         names, totals = list(sums), torch.stack(list(sums.values()))
         norm = self.accelerator.clip_grad_norm_(
-            [p for group in student.optimizer.param_groups for p in group["params"]],
+            list(student.model.parameters()),
             settings.clip_grad if settings.clip_grad is not None else float("inf"),
         )
-        norm = torch.as_tensor(norm if norm is not None else 0.0).to(totals)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's
+        norm = torch.as_tensor(0.0 if norm is None else norm).to(totals)
         *numbers, norm_value = torch.cat([totals, norm.reshape(1)]).tolist()  # waits for the device, once an update
         values = dict(zip(names, numbers, strict=True))
         overflow = self.accelerator.scaler is not None  # fp16: such an update is skipped, and the scale lowered

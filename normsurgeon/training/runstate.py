@@ -25,17 +25,20 @@ FORMAT = 1
 
 
 class RunFolder:
-    """Reads and writes a run's files.
-
-    :raises CheckpointError: a folder that cannot be made.
-    """
+    """Reads and writes a run's files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        :raises CheckpointError: when it cannot be made.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot make the folder {path}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot make the folder {self.path}: {error.strerror or error}") from error
 
     @property
     def state_file(self) -> Path:

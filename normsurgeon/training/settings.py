@@ -35,7 +35,7 @@ class Settings:
     precision           ``no``, ``bf16`` or ``fp16``
     ce                  weight of the cross-entropy on labels; None: 1 where there are labels
     kl, temperature     weight of the distillation of the teacher's logits; None: 1 where there is a teacher
-    features            weight of the matching of block outputs; None: 1 where there is a teacher and no labels
+    features            weight of the matching of block outputs; None: 1 where there is a teacher, and blocks
     distance, distance_layers   weight of the mean cosine between layers' sample-Gram matrices: above 0 moves the
                         layers' features apart. Of the layers that match a glob; None: the block outputs
     progressive         share of the run in which the norms are blended in, from the fixed affine; 0: not at all

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.tracing import trace
-from normsurgeon.inference import first_tensor
+from normsurgeon.inference import eval_mode, first_tensor
 from normsurgeon.patterns import select
 from normsurgeon.surgery.planning import ConversionPlan
 
@@ -68,6 +69,14 @@ def block_names(model: nn.Module, plans: Sequence[ConversionPlan] = ()) -> tuple
             "try features=0, or distance_layers with a glob of layer names"
         )
     return chosen
+
+
+def reached(model: nn.Module, names: Sequence[str], image: Tensor) -> dict[str, tuple[int, ...]]:
+    """Of the named modules, those that a forward pass of one image calls, and the shapes of what they return."""
+    known = {name for name, _ in model.named_modules()}
+    with eval_mode(model), torch.no_grad(), tapped(model, [name for name in names if name in known]) as outputs:
+        model(image)
+        return {name: tuple(x.shape) for name, x in outputs.items()}
 
 
 def _within(name: str, block: str) -> bool:
