@@ -132,6 +132,7 @@ class Feed:
 
     batch_size   images an update, over all processes
     rank, world  which equal share of them this process takes
+    pinned       whether batches are put where a GPU fetches them faster
     """
 
     samples: Any
@@ -142,6 +143,7 @@ class Feed:
     rank: int = 0
     world: int = 1
     workers: int = 0
+    pinned: bool = False
 
     @property
     def images(self) -> int:
@@ -168,6 +170,7 @@ class Feed:
                 batch_sampler=_Steps(self, first, last),
                 num_workers=self.workers,
                 collate_fn=_collate,
+                pin_memory=self.pinned,
                 generator=torch.Generator(),  # else its seed is drawn from the random state
             )
         )
@@ -187,7 +190,9 @@ class _Steps:
             yield self.feed.keys(step)
 
 
-def make_feed(data: Any, config: DataConfig, settings: Settings, rank: int, world: int, workers: int) -> Feed:
+def make_feed(
+    data: Any, config: DataConfig, settings: Settings, rank: int, world: int, workers: int, pinned: bool = False
+) -> Feed:
     """A feed of a source's images, or of ready-made batches.
 
     :raises DataError: nothing to train on, or a stream.
@@ -218,7 +223,7 @@ def make_feed(data: Any, config: DataConfig, settings: Settings, rank: int, worl
         size -= size % world
     if size < world:
         raise DataError(f"{name} has {len(samples)} images, too few for {world} processes")
-    return Feed(samples, name, labelled, size, settings.seed, rank, world, workers)
+    return Feed(samples, name, labelled, size, settings.seed, rank, world, workers, pinned)
 
 
 @dataclass(frozen=True)

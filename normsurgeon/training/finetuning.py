@@ -167,7 +167,7 @@ def finetune(
         if asked.ce != 0:
             checking.check_classes(train, classes)
         data = open_split(train, classes, training=True)
-        feed = make_feed(data, config, asked, rank, world, workers)
+        feed = make_feed(data, config, asked, rank, world, workers, accelerator.device.type == "cuda")
         held_out = None if val is None else open_split(val, classes, training=False)
         weights = checking.settle_weights(asked, feed.labelled, teacher is not None, feed.name)
         if weights.ce:

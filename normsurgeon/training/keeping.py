@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
@@ -114,7 +115,7 @@ class Keeper:
         stopping, saving = stop_requested(self.accelerator, self.stop, late)
         if ends and self.judge is not None:
             self._judge(self.judge)
-        if self.folder is not None and (ends or saving or stopping):
+        if self.folder is not None and (saving or stopping or self.loop.step == self.loop.steps):
             self._save(self.folder)
         if stopping and self.loop.step < self.loop.steps:
             self._stopped()
@@ -145,6 +146,9 @@ class Keeper:
     def _export(self) -> None:
         """Put the student's weights, or their moving average, into the plain network."""
         student = self.student
+        if self.accelerator.num_processes > 1:  # running statistics are each process's own between two updates
+            for buffer in (student.ema.module if student.ema is not None else student.core).buffers():
+                torch.distributed.broadcast(buffer, 0)
         if student.ema is not None:
             state = student.ema.module.state_dict()
         else:
