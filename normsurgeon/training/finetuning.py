@@ -17,9 +17,9 @@ from torch import nn
 
 from normsurgeon.checkpoints import origin_of
 from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.errors import TracingError, TrainingError, TrainingStopped, UsageError
+from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.evaluation import Evaluation
-from normsurgeon.inference import eval_mode, head_classes, home_of, name_of, placed
+from normsurgeon.inference import eval_mode, head_classes, placed
 from normsurgeon.surgery.replacing import copy_model
 from normsurgeon.surgery.rewriting import Conversion
 from normsurgeon.training import checking
@@ -33,7 +33,7 @@ from normsurgeon.training.progressive import blend_
 from normsurgeon.training.runstate import RunFolder
 from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
 from normsurgeon.training.settings import Settings
-from normsurgeon.training.taps import block_names, matching_layers, reached
+from normsurgeon.training.taps import block_names, matching_layers, shared_blocks
 from normsurgeon.training.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 from normsurgeon.training.validation import Judge
 from normsurgeon.training.watching import stopped_by_signals
@@ -177,7 +177,8 @@ def finetune(
         steps = asked.steps or asked.epochs * feed.per_epoch
         blocks: tuple[str, ...] = ()
         if teacher is not None and weights.features:
-            blocks = _blocks(plain, teacher, conversion, config, required=asked.features is not None)
+            plans = (*origin_of(plain).plans, *([conversion.plan] if conversion is not None else []))
+            blocks = shared_blocks(plain, teacher, plans, config, required=asked.features is not None)
             weights = weights if blocks else replace(weights, features=0.0)
         student = _student(
             plain,
@@ -273,33 +274,6 @@ def _student(
     ema = ModelEmaV3(core, settings.ema, use_warmup=True) if settings.ema is not None else None
     model, prepared = accelerator.prepare(core, optimizer)
     return Student(core, model, prepared, scheduler, ema, blends, blocks, apart, classes)
-
-
-def _blocks(
-    plain: nn.Module, teacher: nn.Module, conversion: Conversion | None, config: DataConfig, required: bool
-) -> tuple[str, ...]:
-    """The blocks whose outputs can be matched: those that both networks call, with outputs of the same shape.
-
-    :raises UsageError: when there are none although they were asked for.
-    """
-    plans = (*origin_of(plain).plans, *([conversion.plan] if conversion is not None else []))
-    try:
-        names = block_names(plain, plans)
-    except (UsageError, TracingError):
-        if required:
-            raise
-        return ()
-    shapes = []
-    for model in (plain, teacher):
-        device, dtype = home_of(model)
-        shapes.append(reached(model, names, torch.zeros(1, *config.input_size, device=device, dtype=dtype)))
-    shared = tuple(name for name in names if name in shapes[0] and shapes[0][name] == shapes[1].get(name))
-    if required and not shared:
-        raise UsageError(
-            f"{name_of(plain)} and its teacher {name_of(teacher)} have no blocks with outputs of the same shape; "
-            "try features=0"
-        )
-    return shared
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.evaluation import Evaluation
 from normsurgeon.surgery.rewriting import Conversion
 from normsurgeon.training.history import History, Window
-from normsurgeon.training.loop import Loop, Student, stop_requested
+from normsurgeon.training.loop import Loop, Student
 from normsurgeon.training.progressive import plain_state
 from normsurgeon.training.runstate import RunFolder
 from normsurgeon.training.settings import Settings
@@ -106,20 +106,19 @@ class Keeper:
             state = broadcast_object_list([state])[0]
         return state
 
-    def after_update(self, ends: bool) -> bool:
+    def after_update(self, ends: bool) -> None:
         """Validate, save and stop where it is time to.
 
         :raises TrainingStopped: a signal asked for it, and the state is saved.
         """
         late = time.perf_counter() - self.saved >= 60 * self.settings.checkpoint_minutes
-        stopping, saving = stop_requested(self.accelerator, self.stop, late)
+        stopping, saving = _agreed(self.accelerator, bool(self.stop), late and self.accelerator.is_main_process)
         if ends and self.judge is not None:
             self._judge(self.judge)
         if self.folder is not None and (saving or stopping or self.loop.step == self.loop.steps):
             self._save(self.folder)
         if stopping and self.loop.step < self.loop.steps:
             self._stopped()
-        return False
 
     def _judge(self, judge: Judge) -> None:
         self._export()
@@ -273,3 +272,11 @@ def _evaluation(values: dict[str, Any] | None) -> Evaluation | None:
 def network_shape(model: nn.Module) -> dict[str, Any]:
     """What tells two networks apart when a run goes on: how many numbers they hold."""
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def _agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Flags that are set where any process set them: all processes do the same after the same update."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    numbers = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
+    return [value > 0 for value in accelerator.reduce(numbers, "sum").tolist()]

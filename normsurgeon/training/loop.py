@@ -27,7 +27,7 @@ from normsurgeon.training.progressive import set_shares_
 from normsurgeon.training.seeding import STEP, seed_everything
 from normsurgeon.training.settings import Settings
 from normsurgeon.training.taps import tapped
-from normsurgeon.training.watching import Stop, where_nonfinite
+from normsurgeon.training.watching import where_nonfinite
 
 
 @dataclass
@@ -55,8 +55,7 @@ class Student:
 class Loop:
     """Trains a student from ``step`` to ``steps``.
 
-    after_update  is told, when an update is done, whether it ends a pass (or the run) and whether somebody asked to
-                  stop; it returns True to end the run
+    after_update  is told, when an update is done, whether it ends a pass over the images (or the run)
     on_progress   is told of every update, in plain types
     """
 
@@ -71,7 +70,7 @@ class Loop:
         steps: int,
         say: Callable[[str], None],
         on_progress: Callable[[dict[str, Any]], None] | None,
-        after_update: Callable[[bool], bool],
+        after_update: Callable[[bool], None],
     ) -> None:
         self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
         self.settings, self.weights, self.steps = settings, weights, steps
@@ -92,7 +91,7 @@ class Loop:
         self._teacher_taps: dict[str, Tensor] = {}
 
     def run(self) -> None:
-        """Train until the last update, or until ``after_update`` says to end.
+        """Train until the last update.
 
         :raises TrainingError: a loss that is not finite, or a machine that does not hold even one image.
         """
@@ -147,8 +146,14 @@ class Loop:
             begin = now
             self._note(values)
             ends = self.step % self.feed.per_epoch == 0 or self.step == self.steps
-            if self.after_update(ends):
-                return
+            try:
+                self.after_update(ends)
+            except RuntimeError as error:
+                if should_reduce_batch_size(error):  # smaller micro-batches would not help
+                    raise TrainingError(
+                        f"out of memory while validating; try batch_size below {min(64, size)}"
+                    ) from error
+                raise
             self.student.model.train()  # a validation may have been
             begin = time.perf_counter()
 
@@ -296,17 +301,3 @@ class Loop:
 
 def _finite(value: float) -> bool:
     return value - value == 0
-
-
-def agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Flags that are set where any process set them: all processes do the same at the same update."""
-    if accelerator.num_processes == 1:
-        return list(flags)
-    numbers = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
-    return [value > 0 for value in accelerator.reduce(numbers, "sum").tolist()]
-
-
-def stop_requested(accelerator: Accelerator, stop: Stop, due: bool) -> tuple[bool, bool]:
-    """Whether any process was asked to stop, and whether the main one wants a checkpoint."""
-    stopping, saving = agreed(accelerator, bool(stop), due and accelerator.is_main_process)
-    return stopping, saving

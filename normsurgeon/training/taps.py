@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.errors import UsageError
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.errors import TracingError, UsageError
 from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.tracing import trace
-from normsurgeon.inference import eval_mode, first_tensor
+from normsurgeon.inference import eval_mode, first_tensor, home_of, name_of
 from normsurgeon.patterns import select
 from normsurgeon.surgery.planning import ConversionPlan
 
@@ -71,7 +72,33 @@ def block_names(model: nn.Module, plans: Sequence[ConversionPlan] = ()) -> tuple
     return chosen
 
 
-def reached(model: nn.Module, names: Sequence[str], image: Tensor) -> dict[str, tuple[int, ...]]:
+def shared_blocks(
+    model: nn.Module, teacher: nn.Module, plans: Sequence[ConversionPlan], config: DataConfig, required: bool
+) -> tuple[str, ...]:
+    """The blocks whose outputs can be matched: those that both networks call, with outputs of the same shape.
+
+    :raises UsageError: when there are none although they are ``required``.
+    """
+    try:
+        names = block_names(model, plans)
+    except (UsageError, TracingError):
+        if required:
+            raise
+        return ()
+    shapes = []
+    for each in (model, teacher):
+        device, dtype = home_of(each)
+        shapes.append(_reached(each, names, torch.zeros(1, *config.input_size, device=device, dtype=dtype)))
+    shared = tuple(name for name in names if name in shapes[0] and shapes[0][name] == shapes[1].get(name))
+    if required and not shared:
+        raise UsageError(
+            f"{name_of(model)} and its teacher {name_of(teacher)} have no blocks with outputs of the same shape; "
+            "try features=0"
+        )
+    return shared
+
+
+def _reached(model: nn.Module, names: Sequence[str], image: Tensor) -> dict[str, tuple[int, ...]]:
     """Of the named modules, those that a forward pass of one image calls, and the shapes of what they return."""
     known = {name for name, _ in model.named_modules()}
     with eval_mode(model), torch.no_grad(), tapped(model, [name for name in names if name in known]) as outputs:
