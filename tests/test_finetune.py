@@ -116,6 +116,20 @@ def test_when_memory_runs_out_the_micro_batch_is_halved_and_the_effective_batch_
         ns.finetune(Small(net, 0), batches, steps=3, say=said.append, device="cpu", ce=1)
 
 
+def test_when_memory_runs_out_in_a_validation_smaller_micro_batches_are_not_tried(convnet):
+    class Evaluated(Small):
+        def forward(self, x):
+            self.most = 99 if self.training or len(x) == 1 or self.calls < 1 else 3
+            self.calls += not self.training
+            return super().forward(x)
+
+    net = Evaluated(converted(convnet, "gn").model, 99)
+    net.calls = 0
+    batches = [(images(), labels())]
+    with pytest.raises(TrainingError, match=r"^out of memory while validating; try batch_size below 16$"):
+        ns.finetune(net, batches, batches, steps=3, batch_size=16, device="cpu")
+
+
 def test_the_moving_average_is_timms(convnet):
     net = converted(convnet.double(), "ln").model
     batches = [(images(dtype=torch.float64), labels())]

@@ -151,7 +151,7 @@ class Loop:
             except RuntimeError as error:
                 if should_reduce_batch_size(error):  # smaller micro-batches would not help
                     raise TrainingError(
-                        f"out of memory while validating; try batch_size below {min(64, size)}"
+                        f"out of memory while validating; try batch_size below {self.settings.batch_size}"
                     ) from error
                 raise
             self.student.model.train()  # a validation may have been
