@@ -149,12 +149,21 @@ def test_the_best_network_on_the_validation_images_is_the_one_that_comes_back(co
     tuned = ns.finetune(net, data, data, epochs=12, batch_size=16, lr=0.02, **STEADY)
     rows = tuned.history.epochs
     assert [row["step"] for row in rows] == list(range(13))
-    best = max(rows[1:], key=lambda row: (row["top1"], -row["loss"]))
+    best = max(rows, key=lambda row: (row["top1"], -row["loss"]))
     assert tuned.best["step"] == best["step"]
     again = ns.evaluate(tuned.model, data)
     assert (again.top1, again.loss) == (pytest.approx(best["top1"]), pytest.approx(best["loss"]))
     assert (tuned.after.top1, tuned.after.loss) == (best["top1"], best["loss"])
     assert tuned.before.loss == pytest.approx(ns.evaluate(net, data).loss)
+
+
+def test_a_run_that_only_makes_it_worse_gives_the_network_back_as_it_was(convnet):
+    result = converted(convnet, "ln")
+    data = [(images(), None)]
+    tuned = ns.finetune(result, data, data, steps=2, lr=10.0, **STEADY)
+    assert tuned.best["step"] == 0
+    assert tuned.after.kl == tuned.before.kl < tuned.history.epochs[-1]["kl"]
+    assert all(torch.equal(p, q) for p, q in zip(tuned.model.parameters(), result.model.parameters(), strict=True))
 
 
 def test_only_what_was_asked_for_trains(convnet):

@@ -214,7 +214,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(
         UsageError,
-        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0005 → 0\.1\); go on with what it was ",
+        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0001 → 0\.1\); go on with what it was ",
     ):
         job(tmp_path, resume=True, steps=3, lr=0.1)
     with pytest.raises(UsageError, match=r"was started otherwise: images \(128 → 64\); "):
@@ -259,7 +259,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypat
         job(tmp_path, steps=6)
     monkeypatch.undo()
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", "best.safetensors"}
     assert job(tmp_path, resume=True, steps=6).steps == 6
 
 

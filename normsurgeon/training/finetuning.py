@@ -45,8 +45,8 @@ UNSET: Any = object()
 class Finetuned:
     """What ``finetune`` returns.
 
-    model       the fine-tuned network: the best on the validation images, without them the last; its moving average
-                where one was kept
+    model       the fine-tuned network: the best on the validation images (as it came, if training made it only worse),
+                without them the last; its moving average where one was kept
     conversion  the same as a Conversion, its history one event longer; None where none was handed in
     history     the curves
     before      how the network did on the validation images before it was trained; None without them

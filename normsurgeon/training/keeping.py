@@ -88,6 +88,7 @@ class Keeper:
         if self.judge is not None:
             self.before = self.judge(self.plain)
             self._row(self.before)
+            self._if_best(self.before)  # a run that only makes it worse gives it back as it was
 
     def _state_so_far(self, folder: RunFolder, resume: bool) -> dict[str, Any] | None:
         """The state in the folder, read by the first process for all of them: they may not share a file system."""
@@ -124,6 +125,9 @@ class Keeper:
         self._export()
         found = judge(self.plain)
         self._row(found)
+        self._if_best(found)
+
+    def _if_best(self, found: Evaluation) -> None:
         if better(found, self.best):
             self.best = {"step": self.loop.step, "epoch": self.loop.step / self.loop.feed.per_epoch, **found.to_dict()}
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.plain.state_dict().items()}
