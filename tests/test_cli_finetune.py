@@ -57,7 +57,7 @@ def test_resume_goes_on_and_a_second_start_is_refused(run, tmp_path):
     assert "going on after update 2 of 2" in resumed.stderr
     changed = run(*BASE, "--steps", "2", "-o", tmp_path, "--resume", "--lr", "0.1", "--seed", "3")
     assert changed.exit_code == 2
-    assert "was started otherwise: lr (0.0001 → 0.1), seed (0 → 3)" in changed.stderr
+    assert "was started otherwise: lr (5e-05 → 0.1), seed (0 → 3)" in changed.stderr
 
 
 def test_without_a_folder_it_says_that_nothing_was_written(run):

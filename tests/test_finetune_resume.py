@@ -214,7 +214,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(
         UsageError,
-        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(0\.0001 → 0\.1\); go on with what it was ",
+        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(5e-05 → 0\.1\); go on with what it was ",
     ):
         job(tmp_path, resume=True, steps=3, lr=0.1)
     with pytest.raises(UsageError, match=r"was started otherwise: images \(128 → 64\); "):

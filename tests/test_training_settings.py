@@ -53,7 +53,7 @@ def test_settings_survive_json_and_differences_are_named():
     before = json.loads(json.dumps(Settings().to_dict()))
     assert differences(before, Settings().to_dict()) == []
     now = Settings(lr=1.0, sched="poly", checkpoint_minutes=0).to_dict()
-    assert differences(before, now) == ["lr (0.0001 → 1.0)", "sched (cosine → poly)"]
+    assert differences(before, now) == ["lr (5e-05 → 1.0)", "sched (cosine → poly)"]
 
 
 def test_what_trains():

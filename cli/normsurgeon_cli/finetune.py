@@ -72,7 +72,7 @@ def finetune(
         int | None, _option("Micro-batches that it goes through in. Doubled when memory runs out.", HOW_LONG)
     ] = None,
     opt: Annotated[str | None, _option("timm's optimizer. Default: adamw.", OPTIMIZER)] = None,
-    lr: Annotated[float | None, _option("Learning rate. Default: 1e-4, for pretrained weights.", OPTIMIZER)] = None,
+    lr: Annotated[float | None, _option("Learning rate. Default: 5e-5, for pretrained weights.", OPTIMIZER)] = None,
     momentum: Annotated[float | None, _option("Of optimizers that have one.", OPTIMIZER)] = None,
     weight_decay: Annotated[float | None, _option("Not of norms and biases. Default: 0.02.", OPTIMIZER)] = None,
     layer_decay: Annotated[

@@ -54,7 +54,7 @@ class Settings:
     batch_size: int = 64
     grad_accum: int = 1
     opt: str = "adamw"
-    lr: float = 1e-4
+    lr: float = 5e-5
     momentum: float = 0.9
     weight_decay: float = 0.02
     layer_decay: float | None = None
