@@ -1,0 +1,1 @@
+"""Bringing back what a conversion lost, with images and without labels."""

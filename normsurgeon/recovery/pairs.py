@@ -1,0 +1,144 @@
+"""A converted network beside its original, and the norms that stand in for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from normsurgeon.checkpoints import origin_of
+from normsurgeon.errors import UsageError
+from normsurgeon.inference import name_of
+from normsurgeon.norms import sources
+from normsurgeon.norms.catalogue import find_target
+from normsurgeon.surgery.planning import ConversionPlan
+from normsurgeon.surgery.rewriting import Conversion
+
+
+@dataclass(frozen=True)
+class NormPair:
+    """One site: ``norm`` in the converted network, the ``batch_norm`` that it replaced in the original.
+
+    ``producer``: the layer that absorbed the whitening, or None; ``softening``: the plan's eps, or None.
+    """
+
+    name: str
+    norm: nn.Module
+    batch_norm: nn.Module
+    target: str
+    groups: int
+    producer: nn.Module | None
+    softening: float | None
+
+
+def originals_of(result: Conversion | nn.Module, original: nn.Module | None) -> tuple[nn.Module, nn.Module]:
+    """The converted network and the one to follow.
+
+    :raises UsageError: when there is none to follow, or the two are one.
+    """
+    model = result.model if isinstance(result, Conversion) else result
+    if original is None and isinstance(result, Conversion):
+        original = result.original
+    if original is None:
+        raise UsageError(
+            f"there is no original of {name_of(model)} to follow (it was converted in place, or loaded from a file); "
+            "try original=the BatchNorm model"
+        )
+    if original is model:
+        raise UsageError(f"the original of {name_of(model)} is the model itself; try original=the BatchNorm model")
+    return model, original
+
+
+def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[NormPair, ...]:
+    """The sites whose norm is not exact, in the order in which data reaches them.
+
+    :raises UsageError: a model that carries no plan, or an original of another architecture.
+    """
+    model = result.model if isinstance(result, Conversion) else result
+    plans = _plans_of(result)
+    if not plans:
+        raise UsageError(
+            f"{name_of(model)} is no conversion: nothing says which of its norms stand in for a BatchNorm; "
+            "try result = normsurgeon.convert(model, to='gn')"
+        )
+    new, old = dict(model.named_modules()), dict(original.named_modules())
+    pairs: dict[str, NormPair] = {}
+    for decision in (d for plan in plans for d in plan.decisions):
+        if decision.status != "converted" or decision.site.functional or find_target(decision.target or "").exact:
+            continue
+        batch_norm = old.get(decision.name)
+        if batch_norm is None or not sources.is_batch_norm(batch_norm) or decision.name not in new:
+            what = "is not there" if batch_norm is None else f"is a {type(batch_norm).__name__}"
+            raise UsageError(
+                f"{name_of(original)} is not the original of this conversion: {decision.name} {what} in it; "
+                "try the BatchNorm model that was converted"
+            )
+        channels = sources.read(batch_norm).channels
+        if channels != decision.site.channels:
+            raise UsageError(
+                f"{name_of(original)} is not the original of this conversion: {decision.name} has {channels} channels "
+                f"in it and {decision.site.channels} in the conversion; try the BatchNorm model that was converted"
+            )
+        pairs[decision.name] = NormPair(
+            decision.name,
+            new[decision.name],
+            batch_norm,
+            decision.target or "",
+            decision.groups or 1,
+            new[decision.site.producer or ""] if decision.whitening == "fold" else None,
+            decision.eps,
+        )
+    return tuple(pairs.values())
+
+
+def _plans_of(result: Conversion | nn.Module) -> Sequence[ConversionPlan]:
+    if isinstance(result, Conversion):
+        return (*origin_of(result.model).plans, result.plan)
+    return origin_of(result).plans
+
+
+@contextmanager
+def tapped(taps: Sequence[tuple[nn.Module, str, Any]]) -> Iterator[None]:
+    """While inside, each ``(module, "input" | "output", receive)`` hands a tensor over at every call of the module.
+
+    What ``receive`` returns takes the tensor's place; None leaves it.
+
+    All hooks are gone afterwards, after an error, too.
+    """
+    handles = []
+    try:
+        for module, where, receive in taps:
+            if where == "input":
+                handles.append(module.register_forward_pre_hook(_before(receive)))
+            else:
+                handles.append(module.register_forward_hook(_after(receive)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def norm_output(norm: nn.Module) -> tuple[nn.Module, str]:
+    """Where to read what a norm gives before its own drop and act: their input, or the norm's output."""
+    drop = getattr(norm, "drop", None)
+    return (drop, "input") if isinstance(drop, nn.Module) else (norm, "output")
+
+
+def _before(receive: Any) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        if inputs and isinstance(inputs[0], Tensor):
+            changed = receive(inputs[0])
+            return None if changed is None else (changed, *inputs[1:])
+        return None
+
+    return hook
+
+
+def _after(receive: Any) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return receive(output) if isinstance(output, Tensor) else None
+
+    return hook
