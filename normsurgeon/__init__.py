@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from normsurgeon.prediction import Prediction as Prediction
     from normsurgeon.prediction import Predictions as Predictions
     from normsurgeon.prediction import predict as predict
+    from normsurgeon.recovery.calibration import Calibration as Calibration
+    from normsurgeon.recovery.calibration import calibrate as calibrate
+    from normsurgeon.recovery.reconstruction import Reconstruction as Reconstruction
+    from normsurgeon.recovery.reconstruction import reconstruct as reconstruct
     from normsurgeon.reporting.records import Report as Report
     from normsurgeon.surgery.plain import plain_swap as plain_swap
     from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
@@ -59,6 +63,10 @@ _HOME = {
     "Prediction": "prediction",
     "Predictions": "prediction",
     "predict": "prediction",
+    "Calibration": "recovery.calibration",
+    "calibrate": "recovery.calibration",
+    "Reconstruction": "recovery.reconstruction",
+    "reconstruct": "recovery.reconstruction",
     "Report": "reporting.records",
     "ConversionPlan": "surgery.planning",
     "plan": "surgery.planning",

@@ -10,7 +10,7 @@ import typer
 
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, program, say, status
+from normsurgeon_cli.console import out, phases, print_json, print_table, program, say, status
 
 if TYPE_CHECKING:
     from normsurgeon.surgery.planning import ConversionPlan
@@ -50,6 +50,25 @@ def convert(
             help="Also choose a sign and weight for each channel, from synthetic images: keeps more.",
         ),
     ] = True,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Unlabelled images to match the new norms' outputs on: seconds. A folder, demo, digits, …",
+            show_default=False,
+        ),
+    ] = None,
+    reconstruct: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Unlabelled images to fit the network to the original on: minutes.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: options.BatchSize = 32,
+    max_images: options.MaxImages = None,
+    device: options.Device = None,
     weights: options.Weights = None,
     random_init: options.RandomInit = False,
     dry_run: Annotated[
@@ -60,7 +79,8 @@ def convert(
 ) -> None:
     """Convert the BatchNorm layers of MODEL to another norm and keep what the network computes.
 
-    Without data: the norm's input is whitened by folding the running statistics into the layer before it.
+    Without data, the norm's input is whitened by folding the running statistics into the layer before it. Unlabelled
+    images bring back more: --calibrate in seconds, --reconstruct in minutes.
     """
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
@@ -91,16 +111,32 @@ def convert(
     for note in plan.notes:
         say(note)
     written = None
+    events: list[dict[str, Any]] = []
     if not dry_run:
+        followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
-            result = ns.convert_(network, plan)
-            if output is not None:
+            result = ns.convert(network, plan) if followed else ns.convert_(network, plan)
+        where = options.device_or_default(device)
+        if calibrate is not None:
+            with phases("calibrating") as advance:
+                ns.calibrate(
+                    result, calibrate, batch_size=batch_size, max_images=max_images, device=where, on_progress=advance
+                )
+        if reconstruct is not None:
+            with phases("reconstructing") as advance:
+                settings: dict[str, Any] = {"batch_size": batch_size, "max_images": max_images}
+                ns.reconstruct(result, reconstruct, device=where, on_progress=advance, **settings)
+        events = result.history
+        if output is not None:
+            with status(f"writing {output} …"):
                 written = ns.save(result, output, say=say)
     if json:
         document = plan.to_dict()
-        print_json({**document, "output": str(written) if written else None, "dry_run": dry_run})
+        print_json({**document, "output": str(written) if written else None, "dry_run": dry_run, "history": events})
         return
     _show(plan, each_site=dry_run)
+    for event in events:
+        out().print(_told(event), markup=False, soft_wrap=True)
     if written is not None:
         out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         evaluate = f"{program()} evaluate {written} --data FOLDER --baseline {model}"
@@ -109,6 +145,20 @@ def convert(
         say("dry run: nothing was written")
     else:
         say("nothing was written: -o FILE.safetensors writes the converted model")
+
+
+def _told(event: dict[str, Any]) -> str:
+    """What a step with images did and cost, in one line."""
+    if event["event"] == "calibrate":
+        return (
+            f"calibrated {event['sites']} norms ({event['balanced']} balanced anew) on {event['images']} images, "
+            f"{event['forward_passes']} forward passes, {event['seconds']:.1f} s; "
+            f"worst error before: {event['worst_error']:.2f} at {event['worst_site']}"
+        )
+    return (
+        f"reconstructed on {event['images']} images in {event['steps']} updates, {event['seconds']:.0f} s; KL from the "
+        f"original on {event['held_out']} held-out images: {event['kl_before']:.3f} → {event['kl']:.3f} nats"
+    )
 
 
 def _groups(text: str) -> int | Literal["auto"]:

@@ -24,7 +24,8 @@ from normsurgeon.surgery.whitening import Affine, Moments
 from normsurgeon.views import Data, Views, open_views
 
 MATCHED_IMAGES = 128
-"""Images that matching holds in memory at once: exact in graph order in one pass, and no more however many there are."""
+"""Images that matching holds in memory at once: exact in graph order in one pass, and no more however many there
+are."""
 
 MOST = 4.0
 """The largest factor by which matching enlarges a channel."""
@@ -79,14 +80,14 @@ def calibrate(
 
     Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. Two steps:
 
-    * *balance*: the producer before each norm is whitened anew with the images' own statistics, and its channels get
-      signs and weights that keep the norm's pooled statistics steady from image to image (one pass);
-    * *match*: ``weight <- r * weight``, ``bias <- r * (bias - mean) + mean_BN`` with ``r = sd_BN / sd``, site by site in
-      the order of the data, each seeing the prefix that has been matched already. All of ``matched_images`` go through
-      as one batch, so that this takes one pass of the original and one of the converted network and not one for each
-      site. (All sites at once over several passes diverges: each would correct once more what earlier ones correct.)
+    * *balance*: the producer before each norm is whitened anew with the images' own statistics, and its channels
+      get signs and weights that keep the norm's pooled statistics steady from image to image (one pass);
+    * *match*: ``weight <- r * weight``, ``bias <- r * (bias - mean) + mean_BN`` with ``r = sd_BN / sd``, site by site
+      in the order of the data, each seeing the prefix that has been matched already. All of ``matched_images`` go
+      through as one batch, so that this takes one pass of the original and one of the converted network and not one
+      for each site. (All sites at once, in several passes, diverges: each corrects again what earlier ones do.)
 
-    result          a Conversion, or a converted model (its plan travels with it)
+    result          a Conversion, or a converted model from a file (its plan came with it)
     data            a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at
     original        the BatchNorm network; default: the one that ``result`` was converted from
     matched_images  at most so many are held at once, spread evenly over a source; of batches, the first
@@ -247,7 +248,9 @@ def _telling(
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """A model's parameters and eps as they were, if what is inside fails or is interrupted."""
     values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    eps = {name: module.eps for name, module in model.named_modules() if isinstance(getattr(module, "eps", None), float)}
+    eps = {
+        name: module.eps for name, module in model.named_modules() if isinstance(getattr(module, "eps", None), float)
+    }
     try:
         yield
     except BaseException:
@@ -255,5 +258,5 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
             for name, parameter in model.named_parameters():
                 parameter.copy_(values[name])
         for name, value in eps.items():
-            model.get_submodule(name).eps = value  # type: ignore[assignment]
+            model.get_submodule(name).eps = value
         raise

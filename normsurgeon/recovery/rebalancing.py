@@ -28,7 +28,8 @@ def rebalance_(
 ) -> tuple[int, int]:
     """Whiten and balance anew what each folded norm sees, in place; returns the number of images and of sites.
 
-    One forward pass over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed affine that each norm stands in for stays the same.
+    One forward pass over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed affine that each
+    norm stands in for stays the same.
     """
     folded = [pair for pair in pairs if pair.producer is not None]
     sites = [Site(pair.name, pair.norm, "input", keep_means=True) for pair in folded]
