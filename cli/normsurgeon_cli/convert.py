@@ -66,6 +66,10 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Updates of --reconstruct. Default: 120.", show_default=False),
+    ] = None,
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
@@ -84,6 +88,8 @@ def convert(
     """
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
+    if steps is not None and reconstruct is None:
+        raise UsageError(f"--steps {steps} says how long to reconstruct: add --reconstruct DATA, or leave it out")
     wanted_groups = _groups(groups)
     overrides = [_pair(text) for text in set_ or []]
     from normsurgeon.norms.names import check_target
@@ -125,6 +131,7 @@ def convert(
         if reconstruct is not None:
             with phases("reconstructing") as advance:
                 settings: dict[str, Any] = {"batch_size": batch_size, "max_images": max_images}
+                settings.update({} if steps is None else {"steps": steps})
                 ns.reconstruct(result, reconstruct, device=where, on_progress=advance, **settings)
         events = result.history
         if output is not None:

@@ -80,8 +80,8 @@ def calibrate(
 
     Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. Two steps:
 
-    * *balance*: the producer before each norm is whitened anew with the images' own statistics, and its channels
-      get signs and weights that keep the norm's pooled statistics steady from image to image (one pass);
+    * *balance*: the channels of the producer before each norm get signs and weights anew, which keep the norm's
+      pooled statistics steady from image to image (one pass of the original);
     * *match*: ``weight <- r * weight``, ``bias <- r * (bias - mean) + mean_BN`` with ``r = sd_BN / sd``, site by site
       in the order of the data, each seeing the prefix that has been matched already. All of ``matched_images`` go
       through as one batch, so that this takes one pass of the original and one of the converted network and not one
@@ -122,7 +122,7 @@ def calibrate(
                 raise UsageError(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
-            images, balanced = rebalance_(model, pairs, views, _telling("balancing", views.total, on_progress))
+            images, balanced = rebalance_(reference, pairs, views, _telling("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
         views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False)
         held = held_images(views)

@@ -22,7 +22,8 @@ from normsurgeon.surgery.rewriting import Conversion
 class NormPair:
     """One site: ``norm`` in the converted network, the ``batch_norm`` that it replaced in the original.
 
-    ``producer``: the layer that absorbed the whitening, or None; ``softening``: the plan's eps, or None.
+    ``producer``: the layer that absorbed the whitening, or None, and ``old_producer`` what it was; ``softening``: the
+    plan's eps, or None.
     """
 
     name: str
@@ -31,6 +32,7 @@ class NormPair:
     target: str
     groups: int
     producer: nn.Module | None
+    old_producer: nn.Module | None
     softening: float | None
 
 
@@ -82,14 +84,16 @@ def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[Nor
                 f"{name_of(original)} is not the original of this conversion: {decision.name} has {channels} channels "
                 f"in it and {decision.site.channels} in the conversion; try the BatchNorm model that was converted"
             )
+        producer = (decision.site.producer or "") if decision.whitening == "fold" else ""
         pairs[decision.name] = NormPair(
-            decision.name,
-            new[decision.name],
-            batch_norm,
-            decision.target or "",
-            decision.groups or 1,
-            new[decision.site.producer or ""] if decision.whitening == "fold" else None,
-            decision.eps,
+            name=decision.name,
+            norm=new[decision.name],
+            batch_norm=batch_norm,
+            target=decision.target or "",
+            groups=decision.groups or 1,
+            producer=new.get(producer) if producer else None,
+            old_producer=old.get(producer) if producer else None,
+            softening=decision.eps,
         )
     return tuple(pairs.values())
 

@@ -1,55 +1,89 @@
-"""The pre-scale of ``surgery.balancing`` once more, from real images and in the converted network."""
+"""The pre-scale of ``surgery.balancing`` once more, from real images.
+
+The signs and weights follow the original's whitened features: those of the converted network bear its errors, and gave
+less (docs/decisions.md).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import Target, find_target
 from normsurgeon.recovery.observing import Site, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
-from normsurgeon.surgery.probing import FeatureProbe
 from normsurgeon.surgery.whitening import Affine, Moments
 from normsurgeon.views import Views
 
 FEWEST_IMAGES = 32
 """With fewer, signs would follow the chance of these images."""
 
-DEAD = 1e-6
-"""A channel whose variance is below this share of its layer's average is left as it is."""
-
 
 def rebalance_(
-    model: nn.Module, pairs: Sequence[NormPair], views: Views, on_images: Callable[[int], None] | None = None
+    reference: nn.Module, pairs: Sequence[NormPair], views: Views, on_images: Callable[[int], None] | None = None
 ) -> tuple[int, int]:
-    """Whiten and balance anew what each folded norm sees, in place; returns the number of images and of sites.
+    """Choose the signs and weights of each folded site anew, in place; returns the number of images and of sites.
 
-    One forward pass over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed affine that each
-    norm stands in for stays the same.
+    One forward pass of the original over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed
+    affine that each norm stands in for stays the same.
     """
-    folded = [pair for pair in pairs if pair.producer is not None]
-    sites = [Site(pair.name, pair.norm, "input", keep_means=True) for pair in folded]
-    images = observe(model, sites, views, 0, on_images)
+    folded = [pair for pair in pairs if _rows(pair.producer) is not None and _rows(pair.old_producer) is not None]
+    sites = [Site(pair.name, pair.batch_norm, "input", keep_means=True) for pair in folded]
+    images = observe(reference, sites, views, 1, on_images)
     if images < FEWEST_IMAGES:
         return images, 0
     for pair, site in zip(folded, sites, strict=True):
         assert pair.producer is not None
+        assert pair.old_producer is not None
+        if not len(site.table):
+            continue  # never reached
         target, groups = find_target(pair.target), pair.groups
-        scale = pre_scale(site.probe, site.moments, target, groups)
-        _refold_(pair.producer, pair.norm, scale, site.moments, target, groups, pair.softening)
+        reading = sources.read(pair.batch_norm)
+        white = whitening.whitener(reading)
+        present = scale_between(pair.old_producer, pair.producer)
+        wanted = balance(site.probe, target, groups) * _cpu(white.scale)
+        factor = torch.where(present.abs() > TINY, wanted / present, 1.0)
+        whole = Affine(
+            present, present * _cpu(white.shift) / _cpu(white.scale)
+        )  # what the norm sees, from raw features
+        scale = Affine(factor, torch.zeros_like(factor))
+        _refold_(pair.producer, pair.norm, scale, whole.after(site.moments), target, groups, pair.softening)
     return images, len(folded)
 
 
-def pre_scale(probe: FeatureProbe, moments: Moments, target: Target, groups: int) -> Affine:
-    """What the producer takes in: ``alpha * (u - mean) / sd``, and nothing for a channel that never varies."""
-    alpha = balance(probe, target, groups)
-    alive = moments.var > DEAD * moments.var.mean()
-    scale = torch.where(alive, alpha / torch.sqrt(moments.var.clamp_min(1e-30)), 1.0)
-    return Affine(scale, torch.where(alive, -scale * moments.mean, 0.0))
+TINY = 1e-12
+
+
+def scale_between(old: nn.Module, new: nn.Module) -> Tensor:
+    """By what folding scaled each output channel (C,): the least-squares factor between the two layers' weights.
+
+    >>> old = nn.Linear(3, 2)
+    >>> new = nn.Linear(3, 2)
+    >>> _ = new.load_state_dict({"weight": old.weight * torch.tensor([[2.0], [-0.5]]), "bias": old.bias})
+    >>> [round(factor, 5) for factor in scale_between(old, new).tolist()]
+    [2.0, -0.5]
+    """
+    before, after = _rows(old), _rows(new)
+    assert before is not None
+    assert after is not None
+    return (before * after).sum(1) / before.square().sum(1).clamp_min(1e-30)
+
+
+def _rows(layer: nn.Module | None) -> Tensor | None:
+    """A layer's weight as (output channels, inputs), float64; None where it is laid out otherwise."""
+    if isinstance(layer, _ConvTransposeNd) or not isinstance(layer, (_ConvNd, nn.Linear)):
+        return None
+    return layer.weight.detach().double().cpu().flatten(1)
+
+
+def _cpu(values: Tensor) -> Tensor:
+    return values.double().cpu()
 
 
 def rescaled_affine(
