@@ -48,9 +48,8 @@ def main() -> int:
     held = list(Batches(judge, config, batch_size=50))
     demo = [(views(photographs(), config), None)]
     original = ns.evaluate(model, held)
-    print(
-        "| step | top-1 | of BN | agreement | KL (nats) | demo agreement | seconds |\n|---|---:|---:|---:|---:|---:|---:|"
-    )
+    print("| step | top-1 | of BN | agreement | KL (nats) | demo agreement | seconds |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     print(f"| BatchNorm original | {_share(original)} | 1.000 | 1.000 | 0.000 | 1.000 | |", flush=True)
 
     def row(label: str, network: torch.nn.Module, seconds: float) -> None:

@@ -47,7 +47,7 @@ class Finetuned:
 
     model       the fine-tuned network: the best on the validation images (as it came, if training made it only worse),
                 without them the last; its moving average where one was kept
-    conversion  the same as a Conversion, its history one event longer; None where none was handed in
+    conversion  the Conversion that was handed in, now of that model and its history one event longer, or None
     history     the curves
     before      how the network did on the validation images before it was trained; None without them
     after       how ``model`` does
@@ -108,7 +108,8 @@ def finetune(
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     **changes: Any,
 ) -> Finetuned:
-    """Train a copy of a network; the one handed in stays as it is.
+    """Train a copy of a network. A Conversion that is handed in holds the trained one afterwards; no module that was
+    handed in is changed.
 
     result       a Conversion, or any classifier
     train        a data spec (see ``normsurgeon.data.sources.open_source``), an ImageSource, or batches
@@ -225,9 +226,13 @@ def finetune(
             if asked.trackers:
                 accelerator.end_training()
         keeper.finish()
+    if conversion is not None:
+        trained = keeper.conversion_of(plain)
+        assert trained is not None
+        conversion.model, conversion.history, conversion.optimizer = trained.model, trained.history, None
     return Finetuned(
         model=plain,
-        conversion=keeper.conversion_of(plain),
+        conversion=conversion,
         history=loop.history,
         before=keeper.before,
         after=keeper.after,
