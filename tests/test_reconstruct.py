@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -12,7 +13,8 @@ import normsurgeon as ns
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, TrainingError, UsageError
-from normsurgeon.recovery.reconstruction import _inputs_cut
+from normsurgeon.recovery.block_fitting import fit_block
+from normsurgeon.recovery.recipe import Recipe
 from tests.conftest import ConvNet
 from tests.test_calibrate import images
 
@@ -81,16 +83,54 @@ def test_labels_are_not_looked_at(convnet: ConvNet) -> None:
     assert same(*states)
 
 
-def test_in_the_local_part_no_gradient_leaves_a_block() -> None:
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-    with _inputs_cut(net, ["1", "2"], {}):
-        net(torch.ones(1, 2)).sum().backward()
-    assert net[0].weight.grad is None
-    assert net[1].weight.grad is None
-    assert net[2].weight.grad is not None
-    with _inputs_cut(net, ["2"], {"2": torch.full((1, 2), 5.0)}):
-        assert torch.equal(net(torch.ones(1, 2)), net[2](torch.full((1, 2), 5.0)))
-    assert not any(module._forward_pre_hooks for module in net)
+def test_a_fitted_block_is_nearer_to_the_originals_for_what_the_converted_prefix_gives_it() -> None:
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 6), nn.Tanh()), nn.Linear(6, 2))
+    model = copy.deepcopy(original)
+    with torch.no_grad():
+        for parameter in (*model[0].parameters(), *model[1].parameters()):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    others = snapshot(model[0]), snapshot(model[2])
+    fit, held = torch.randn(256, 4), torch.randn(64, 4)
+    wanted = original[1](original[0](held)).detach()
+
+    def error() -> float:
+        """The relative squared error of an image, by its formula."""
+        found = model[1](model[0](held))
+        return float(((found.detach() - wanted).square().sum(1) / wanted.square().sum(1)).mean())
+
+    before = error()
+    steps = fit_block(model, original, "1", fit, (held, held), Recipe(local_steps=200, local_lr=1e-2))
+    assert steps > 0
+    assert error() < 0.3 * before
+    assert same(others[0], snapshot(model[0]))
+    assert same(others[1], snapshot(model[2]))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_block_that_fitting_makes_worse_keeps_its_weights() -> None:
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model = copy.deepcopy(original)
+    before = snapshot(model)
+    x = torch.randn(32, 4)
+    fit_block(model, original, "1", x, (x, x), Recipe(local_steps=5, local_lr=10.0, check_every=1))
+    assert same(before, snapshot(model))
+
+
+def test_a_block_of_two_arguments_is_left_alone() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Bilinear(4, 4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.block(x, x)
+
+    net = Two()
+    before = snapshot(net)
+    assert fit_block(net, Two(), "block", torch.randn(8, 4), (torch.randn(4, 4),) * 2, Recipe()) == 0
+    assert same(before, snapshot(net))
 
 
 def test_flags_gradients_and_the_original_stay_as_they_were(convnet: ConvNet) -> None:
@@ -144,9 +184,11 @@ def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
     broken[:, 0, 0, 0] = float("nan")
     before = snapshot(result.model)
     with pytest.raises(
-        TrainingError, match=r"the loss is not finite at update 1 .* nothing was changed; try a lower lr"
+        TrainingError, match="not finite at update 1 of block bn1, nothing was changed; try a lower local_lr"
     ):
         ns.reconstruct(result, [broken], **QUICK)
+    with pytest.raises(TrainingError, match=r"not finite at update 1 of the reconstruction, .* try a lower lr"):
+        ns.reconstruct(result, [broken], **{**QUICK, "local_steps": 0})
     assert same(before, snapshot(result.model))
 
 
@@ -161,3 +203,15 @@ def test_a_source_is_split_by_the_seed_alone_and_nothing_is_lost() -> None:
     assert judge[0][1] == digits[judge.reader.numbers[0]][1]
     with pytest.raises(DataError, match="digits has 1797 images, which cannot be cut into 1797 and others"):
         split_source(digits, 1797)
+
+
+def test_logits_that_are_too_small_are_scaled_back_exactly(convnet: ConvNet) -> None:
+    result = ns.convert(convnet, to="affine")
+    with torch.no_grad():
+        for parameter in result.model.head.parameters():
+            parameter.div_(1.35)
+    done = ns.reconstruct(result, [images(48)], steps=0, local_steps=0)
+    assert done.logit_scale == pytest.approx(1.35, rel=1e-3)
+    assert done.kl == pytest.approx(0, abs=1e-6)
+    assert done.kl_before > 1e-3
+    assert torch.allclose(result.model(images()), convnet(images()), rtol=1e-3, atol=1e-4)

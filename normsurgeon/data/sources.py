@@ -17,13 +17,14 @@ from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from normsurgeon.data.demo import digits, photographs
+from normsurgeon.data.fashion import CLASSES, fashion_mnist
 from normsurgeon.data.labels import labels_of_folders
 from normsurgeon.data.readers import Arrays, Files, Indexed, Sample, Stream, brief
 from normsurgeon.errors import DataError, UsageError
 
 FORMS = (
     "a data set is a folder of class folders, a folder of images, demo, digits, "
-    "or a timm dataset name such as torch/cifar10"
+    "fashion-mnist, or a timm dataset name such as torch/cifar10"
 )
 
 _PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -105,8 +106,8 @@ def open_source(
 ) -> ImageSource:
     """The images that a data spec stands for.
 
-    spec      ``demo`` (photographs, no labels), ``digits``, an existing folder of class folders, an existing
-              folder of images (no labels), or a timm dataset name (``torch/cifar10``, ``hfds/…``, ``wds/…``).
+    spec      ``demo`` (photographs, no labels), ``digits``, ``fashion-mnist``, an existing folder of class folders,
+              an existing folder of images (no labels), or a timm dataset name (``torch/cifar10``, ``hfds/…``, …).
               A folder that is called demo or digits is given as ``./demo``, or as a Path.
     classes   how many classes the network's head tells apart; class folders are numbered to fit it, see
               :func:`~normsurgeon.data.labels.labels_of_folders`
@@ -127,6 +128,8 @@ def open_source(
         return ImageSource(text, Files([str(path) for path in paths], None, None), labelled=False)
     if spec == "digits":
         return ImageSource(text, Arrays(*digits(split)), True, tuple("0123456789"))
+    if spec == "fashion-mnist":
+        return ImageSource(text, Arrays(*fashion_mnist(split)), True, CLASSES)
     path = Path(text).expanduser()
     if path.is_dir():
         if split is not None and not (path / split).is_dir():

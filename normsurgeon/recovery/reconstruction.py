@@ -20,8 +20,10 @@ from normsurgeon.data.sources import ImageSource
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, TrainingError, UsageError
 from normsurgeon.inference import classifier_logits, eval_mode, head_classes, home_of, placed
+from normsurgeon.recovery.block_fitting import fit_block
 from normsurgeon.recovery.calibration import held_images, undone_on_error
-from normsurgeon.recovery.pairs import norm_pairs, originals_of, tapped
+from normsurgeon.recovery.pairs import norm_pairs, originals_of
+from normsurgeon.recovery.recipe import Recipe
 from normsurgeon.surgery.rewriting import Conversion
 from normsurgeon.training.feeding import make_feed, open_split
 from normsurgeon.training.objectives import distillation, feature_matching
@@ -31,49 +33,11 @@ from normsurgeon.training.taps import shared_blocks
 from normsurgeon.training.taps import tapped as outputs_of
 from normsurgeon.views import Data, open_views
 
+MOST_CACHED = 512
+"""Images whose features at one block are held in memory."""
+
 MOST_HELD_OUT = 256
 """Images that decide which of the states on the way is kept."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to reconstruct; the defaults were measured (docs/decisions.md).
-
-    local_steps, local_lr   updates of the first part, in which every block follows the original's block
-    steps, lr               updates of the second part, in which the whole network follows the original's logits, too
-    batch_size              images an update
-    features                weight of the block outputs beside the logits, in the second part
-    held_out                share of the images that is only judged by; at most 256
-    check_every             updates between two looks at the held-out images
-    patience                looks without progress after which a part ends
-    mix                     share of updates on images mixed in pairs (mixup and cutmix, half each)
-    scale                   the least share of an image that a random crop keeps
-    seed                    of the split, the order, the crops and the mixing
-    """
-
-    local_steps: int = 0
-    local_lr: float = 3e-4
-    steps: int = 120
-    lr: float = 5e-5
-    batch_size: int = 32
-    features: float = 0.3
-    held_out: float = 0.15
-    check_every: int = 15
-    patience: int = 3
-    mix: float = 0.7
-    scale: float = 0.2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("local_steps", 0), ("steps", 0), ("batch_size", 1), ("check_every", 1), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("local_lr", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("held_out", "mix", "scale"):
-            if not 0 <= getattr(self, name) <= 1 or (name != "mix" and getattr(self, name) in (0, 1)):
-                raise UsageError(f"{name}={getattr(self, name)} must be a share, between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -85,7 +49,8 @@ class Reconstruction:
     steps              updates made
     best_step          after which the state that was kept was reached; 0: the start was the best
     kl_before, kl      mean KL(original ‖ converted) on the held-out images in nats: at the start, and of what was kept
-    curve              (updates, held-out KL) at every look
+    logit_scale        what the classifier was multiplied by; 1 for a network without a last linear layer
+    curve              (updates, held-out KL) at every look; the first one after that scaling
     seconds            of wall-clock time
     """
 
@@ -96,6 +61,7 @@ class Reconstruction:
     best_step: int
     kl_before: float
     kl: float
+    logit_scale: float
     curve: tuple[tuple[int, float], ...]
     seconds: float
 
@@ -118,11 +84,14 @@ def reconstruct(
 ) -> Reconstruction:
     """Fit a converted network to its original on unlabelled images, and keep what does best on held-out ones.
 
-    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. In two parts:
+    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. First the classifier is
+    multiplied by the one number that brings the held-out logits nearest to the original's: conversions make them too
+    small, which changes no answer and would be all that fitting learns at first. Then two parts:
 
-    * *local*: every block (residual blocks, or else the network's children) follows the original's block, all at once:
-      its input is the converted prefix's or, in half of the updates, the original's, and no gradient leaves it (the
-      idea of BRECQ, arXiv:2102.05426, and AdaRound, arXiv:2004.10568, who go block by block);
+    * *local*: block by block in the order of the data (residual blocks, or else the network's children; BRECQ,
+      arXiv:2102.05426), a block is fitted to give the original block's output for the input that the converted and
+      fitted prefix gives it, or for a mix of that and the original's input. The weights with the least error on
+      held-out images are kept, those at the start included;
     * *joint*: the whole network minimises ``KL(original ‖ converted)`` of the logits plus ``features`` times the
       relative squared error of the block outputs.
 
@@ -174,8 +143,9 @@ def reconstruct(
         blocks=len(blocks),
         steps=fitting.step,
         best_step=fitting.best_step,
-        kl_before=fitting.curve[0][1],
+        kl_before=fitting.kl_before,
         kl=fitting.best,
+        logit_scale=fitting.logit_scale,
         curve=tuple(fitting.curve),
         seconds=time.perf_counter() - begin,
     )
@@ -199,13 +169,14 @@ class _Fitting:
     ) -> None:
         self.model, self.reference, self.blocks, self.recipe, self.feed = model, reference, blocks, recipe, feed
         self.on_progress = on_progress
-        self.held = held[0]
+        self.held, self.held_reference = held[0], held[-1]
         self.held_logits = self._logits(reference, held[-1])
         self.step, self.best_step = 0, 0
+        self.kl_before = self._held_out_kl()
+        self.logit_scale = self._scale_classifier_()
         self.best = self._held_out_kl()
         self.curve = [(0, self.best)]
         self.kept = copy.deepcopy(model.state_dict())
-        self.total = recipe.local_steps + recipe.steps
         mixes = {"switch_prob": 0.5, "prob": recipe.mix, "label_smoothing": 0.0, "num_classes": 2}
         self.mixup = Mixup(mixup_alpha=1.0, cutmix_alpha=1.0, **mixes) if recipe.mix else None
 
@@ -213,60 +184,58 @@ class _Fitting:
         """Both parts; the model is left in the best state."""
         recipe = self.recipe
         if self.blocks and recipe.local_steps:
-            self._part("fitting blocks", recipe.local_steps, recipe.local_lr, local=True)
+            self._blocks()
         if recipe.steps:
-            self._part("fitting the network", recipe.steps, recipe.lr, local=False)
+            self._jointly(recipe.steps, recipe.lr)
         self.model.load_state_dict(self.kept)
 
-    def _part(self, name: str, steps: int, lr: float, local: bool) -> None:
+    def _blocks(self) -> None:
+        """Fit one block after the other; of the network, the state of least held-out KL is kept."""
+        recipe, feed = self.recipe, self.feed
+        passes = max(1, min(2, MOST_CACHED // feed.images)) * feed.per_epoch
+        images = torch.cat([batch[0] for batch in feed.batches(0, passes)])[:MOST_CACHED]
+        for number, name in enumerate(self.blocks):
+            fitted = fit_block(self.model, self.reference, name, images, (self.held, self.held_reference), recipe)
+            self.step += fitted
+            if self.on_progress is not None:
+                self.on_progress("fitting blocks", number + 1, len(self.blocks))
+            if fitted:
+                self._look()
+
+    def _jointly(self, steps: int, lr: float) -> None:
         self.model.load_state_dict(self.kept)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
         warm = max(1, min(10, steps // 4))
         stale, first = 0, self.step
-        batches = self.feed.batches(first, first + steps)
+        batches = self.feed.batches(0, steps)
         for number, (images, _, _) in enumerate(batches):
             rate = min(1, (number + 1) / warm) * 0.5 * (1 + math.cos(math.pi * number / steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate
-            self._update(images, optimizer, local)
-            self.step += 1
+            self._update(images, optimizer)
+            self.step = first + number + 1
             if self.on_progress is not None:
-                self.on_progress(name, self.step, self.total)
+                self.on_progress("fitting the network", number + 1, steps)
             if (number + 1) % self.recipe.check_every == 0 or number + 1 == steps:
                 stale = 0 if self._look() else stale + 1
                 if stale >= self.recipe.patience:
                     break
 
-    def _update(self, images: Tensor, optimizer: torch.optim.Optimizer, local: bool) -> None:
+    def _update(self, images: Tensor, optimizer: torch.optim.Optimizer) -> None:
         seed_everything(STEP, self.recipe.seed, self.step)
         if self.mixup is not None and len(images) > 1:
             even = len(images) - len(images) % 2
             images = self.mixup(images[:even].contiguous(), torch.zeros(even, dtype=torch.int64))[0]
         device, dtype = home_of(self.model)
         images = images.to(device, dtype)
-        swap = local and bool(torch.rand(()) < 0.5)
-        with ExitStack() as stack:
-            inputs: dict[str, Tensor] = {}
-            if local:
-                stack.enter_context(_inputs_read(self.reference, self.blocks, inputs))
-            theirs = stack.enter_context(outputs_of(self.reference, self.blocks))
+        with outputs_of(self.reference, self.blocks) as theirs, outputs_of(self.model, self.blocks) as ours:
             with torch.no_grad():
                 teacher = classifier_logits(self.reference, images)
-            if local:
-                stack.enter_context(_inputs_cut(self.model, self.blocks, inputs if swap else {}))
-            ours = stack.enter_context(outputs_of(self.model, self.blocks))
-            student = classifier_logits(self.model, images)
-            loss = distillation(student, teacher)
-            if self.blocks:
-                weight = 1.0 if local else self.recipe.features
-                loss = loss + weight * feature_matching(
-                    [ours[name] for name in self.blocks], [theirs[name] for name in self.blocks]
-                )
-        if not loss.isfinite():
-            raise TrainingError(
-                f"the loss is not finite at update {self.step + 1} of the reconstruction, and nothing was changed; "
-                "try a lower lr"
-            )
+            loss = distillation(classifier_logits(self.model, images), teacher)
+            if self.blocks and self.recipe.features:
+                pairs = [ours[name] for name in self.blocks], [theirs[name] for name in self.blocks]
+                loss = loss + self.recipe.features * feature_matching(*pairs)
+        _require_finite(loss, f"update {self.step + 1}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -281,6 +250,18 @@ class _Fitting:
             return True
         return False
 
+    def _scale_classifier_(self) -> float:
+        """Multiply the last linear layer, in place, by what makes the held-out KL least."""
+        head = classifier_of(self.model)
+        if head is None:
+            return 1.0
+        logits = self._logits(self.model, self.held)
+        scale = best_scale(logits, self.held_logits)
+        with torch.no_grad():
+            for parameter in head.parameters(recurse=False):
+                parameter.mul_(scale)
+        return scale
+
     def _held_out_kl(self) -> float:
         logits = self._logits(self.model, self.held)
         kl = float(distillation(logits, self.held_logits))
@@ -291,6 +272,31 @@ class _Fitting:
         device, dtype = home_of(model)
         parts = images.split(self.recipe.batch_size)
         return torch.cat([classifier_logits(model, part.to(device, dtype)).double().cpu() for part in parts])
+
+
+def best_scale(logits_NK: Tensor, reference_NK: Tensor) -> float:
+    """The factor t, 0.5 to 2, that makes mean KL(reference ‖ softmax(t * logits)) least: convex in t, by bisection.
+
+    The inverse of the temperature of Guo et al. (arXiv:1706.04599), fitted to another network instead of labels.
+
+    >>> x = torch.randn(50, 10, generator=torch.Generator().manual_seed(0))
+    >>> round(best_scale(x / 1.5, x), 3)
+    1.5
+    """
+    wanted = reference_NK.softmax(1)
+    low, high = 0.5, 2.0
+    for _ in range(40):
+        t = (low + high) / 2
+        slope = (((t * logits_NK).softmax(1) - wanted) * logits_NK).sum(1).mean()
+        low, high = (low, t) if slope > 0 else (t, high)
+    return (low + high) / 2
+
+
+def classifier_of(model: nn.Module) -> nn.Module | None:
+    """timm's ``get_classifier()``, or else the last linear layer of the module tree; None where that is none."""
+    getter = getattr(model, "get_classifier", None)
+    found = getter() if callable(getter) else next((m for m in reversed(list(model.modules())) if m is not model), None)
+    return found if isinstance(found, nn.Linear) else None
 
 
 def _recipe(recipe: Recipe | None, changes: dict[str, Any]) -> Recipe:
@@ -339,17 +345,8 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _inputs_read(model: nn.Module, names: Sequence[str], into: dict[str, Tensor]) -> Any:
-    def keeping(name: str) -> Callable[[Tensor], None]:
-        return lambda x: into.__setitem__(name, x)
-
-    return tapped([(model.get_submodule(name), "input", keeping(name)) for name in names])
-
-
-def _inputs_cut(model: nn.Module, names: Sequence[str], instead: dict[str, Tensor]) -> Any:
-    """Let no gradient out of a block by its input, and put what is ``instead`` in that input's place."""
-
-    def cutting(name: str) -> Callable[[Tensor], Tensor]:
-        return lambda x: instead.get(name, x).detach()
-
-    return tapped([(model.get_submodule(name), "input", cutting(name)) for name in names])
+def _require_finite(loss: Tensor, where: str) -> None:
+    if not loss.isfinite():
+        raise TrainingError(
+            f"the loss is not finite at {where} of the reconstruction, and nothing was changed; try a lower lr"
+        )
