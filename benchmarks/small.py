@@ -2,9 +2,9 @@
 
     python benchmarks/small.py [--data digits,fashion-mnist] [--models test_resnet,test_efficientnet]
 
-Trains timm's small networks with BatchNorm, converts them to gn and ln, calibrates on training images, and fine-tunes by
-distillation and labels in a tenth of the updates. The last network is judged, none is picked. Prints a Markdown table of
-accuracies on the held-out images.
+Trains timm's small networks with BatchNorm, converts them to gn and ln, calibrates on training images, and fine-tunes
+by distillation and labels in a tenth of the updates. The last network is judged, none is picked. Prints a Markdown
+table of accuracies on the held-out images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.data.sources import open_source
+from normsurgeon.data.sources import ImageSource, open_source
 
 UPDATES = {"digits": 440, "fashion-mnist": 1200}
 BATCH = {"digits": 64, "fashion-mnist": 128}
@@ -28,6 +28,10 @@ def network(name: str, seed: int) -> nn.Module:
     model = timm.create_model(name, num_classes=10, in_chans=1)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 32, 32), "crop_pct": 1.0}
     return model
+
+
+def top1(model: nn.Module, test: ImageSource) -> str:
+    return f"{100 * (ns.evaluate(model, test, batch_size=250).top1 or 0):.2f}"
 
 
 def main() -> None:
@@ -45,18 +49,19 @@ def main() -> None:
             made = network(name, options.seed)
             trained = ns.finetune(made, train, steps=UPDATES[data], lr=4e-3, **common)
             original = trained.model.eval()
-
-            def top1(model: nn.Module) -> str:
-                return f"{100 * (ns.evaluate(model, test, batch_size=250).top1 or 0):.2f}"
-
             for target in ("gn", "ln"):
                 begin = time.perf_counter()
                 result = ns.convert(original, to=target)
-                row = [top1(original), target, top1(ns.plain_swap(original, target)), top1(result.model)]
+                row = [
+                    top1(original, test),
+                    target,
+                    top1(ns.plain_swap(original, target), test),
+                    top1(result.model, test),
+                ]
                 ns.calibrate(result, train, max_images=512)
-                row.append(top1(result.model))
+                row.append(top1(result.model, test))
                 tuned = ns.finetune(result, train, steps=UPDATES[data] // 10, lr=5e-4, **common)
-                row += [top1(tuned.model), f"{tuned.steps} of {UPDATES[data]}"]
+                row += [top1(tuned.model, test), f"{tuned.steps} of {UPDATES[data]}"]
                 print(f"| {data} | {name} | {' | '.join(row)} | {time.perf_counter() - begin:.0f} |", flush=True)
 
 

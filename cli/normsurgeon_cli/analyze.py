@@ -25,7 +25,7 @@ def analyze(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="A folder of images, demo, digits, fashion-mnist, or a timm data set (torch/cifar10, …). Default: demo.",
+            help="A folder of images, demo, digits, fashion-mnist, or a timm data set (torch/…). Default: demo.",
             show_default=False,
         ),
     ] = None,

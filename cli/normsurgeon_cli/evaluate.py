@@ -16,7 +16,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="DATA",
-            help="A folder of class folders, demo, digits, fashion-mnist, or a timm data set (torch/cifar10, hfds/…, wds/…).",
+            help="A folder of class folders, demo, digits, fashion-mnist, or a timm data set (torch/…, hfds/…).",
             show_default=False,
         ),
     ],

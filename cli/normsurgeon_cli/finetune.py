@@ -39,7 +39,7 @@ def finetune(
         str,
         typer.Option(
             metavar="DATA",
-            help="Images to train on: a folder of class folders, digits, fashion-mnist, or a timm data set (torch/cifar10, hfds/…).",
+            help="Images to train on: a folder of class folders, digits, fashion-mnist, or a timm data set (torch/…).",
             show_default=False,
         ),
     ],
