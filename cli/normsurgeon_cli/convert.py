@@ -68,7 +68,11 @@ def convert(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Updates of --reconstruct. Default: 120.", show_default=False),
+        typer.Option(
+            min=1,
+            help="Updates of the whole network in --reconstruct, after its blocks. Default: 20.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,

@@ -24,14 +24,14 @@ class Recipe:
     seed                    of the split, the order, the crops and the mixing
     """
 
-    local_steps: int = 60
+    local_steps: int = 40
     local_lr: float = 5e-4
-    steps: int = 30
+    steps: int = 20
     lr: float = 2e-5
     batch_size: int = 32
     features: float = 0.3
     held_out: float = 0.15
-    check_every: int = 15
+    check_every: int = 10
     patience: int = 3
     mix: float = 0.7
     scale: float = 0.2

@@ -33,7 +33,7 @@ from normsurgeon.training.taps import shared_blocks
 from normsurgeon.training.taps import tapped as outputs_of
 from normsurgeon.views import Data, open_views
 
-MOST_CACHED = 512
+MOST_CACHED = 256
 """Images whose features at one block are held in memory."""
 
 MOST_HELD_OUT = 256
@@ -90,8 +90,8 @@ def reconstruct(
 
     * *local*: block by block in the order of the data (residual blocks, or else the network's children; BRECQ,
       arXiv:2102.05426), a block is fitted to give the original block's output for the input that the converted and
-      fitted prefix gives it, or for a mix of that and the original's input. The weights with the least error on
-      held-out images are kept, those at the start included;
+      fitted prefix gives it, mixed with the original's input. The weights with the least error on held-out images are
+      kept, and only where the held-out logits come nearer, too;
     * *joint*: the whole network minimises ``KL(original ‖ converted)`` of the logits plus ``features`` times the
       relative squared error of the block outputs.
 
@@ -199,8 +199,8 @@ class _Fitting:
             self.step += fitted
             if self.on_progress is not None:
                 self.on_progress("fitting blocks", number + 1, len(self.blocks))
-            if fitted:
-                self._look()
+            if fitted and not self._look():
+                self.model.load_state_dict(self.kept)  # nearer at the block and further at the logits: by heart
 
     def _jointly(self, steps: int, lr: float) -> None:
         self.model.load_state_dict(self.kept)
