@@ -215,3 +215,9 @@ def test_logits_that_are_too_small_are_scaled_back_exactly(convnet: ConvNet) -> 
     assert done.kl == pytest.approx(0, abs=1e-6)
     assert done.kl_before > 1e-3
     assert torch.allclose(result.model(images()), convnet(images()), rtol=1e-3, atol=1e-4)
+
+
+def test_a_kl_that_is_not_finite_is_none_in_json() -> None:
+    done = ns.Reconstruction(8, 2, 1, 3, 0, float("inf"), 0.5, 1.0, ((0, float("inf")), (3, 0.5)), 1.0)
+    document = json.loads(json.dumps(done.to_dict(), allow_nan=False))
+    assert (document["kl_before"], document["kl"], document["curve"]) == (None, 0.5, [[0, None], [3, 0.5]])

@@ -168,8 +168,12 @@ def _told(event: dict[str, Any]) -> str:
         )
     return (
         f"reconstructed on {event['images']} images in {event['steps']} updates, {event['seconds']:.0f} s; KL from the "
-        f"original on {event['held_out']} held-out images: {event['kl_before']:.3f} → {event['kl']:.3f} nats"
+        f"original on {event['held_out']} held-out images: {_nats(event['kl_before'])} → {_nats(event['kl'])} nats"
     )
+
+
+def _nats(kl: float | None) -> str:
+    return "not finite" if kl is None else f"{kl:.3f}"
 
 
 def _groups(text: str) -> int | Literal["auto"]:

@@ -66,8 +66,12 @@ class Reconstruction:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types."""
-        return {"event": "reconstruct", **asdict(self), "curve": [list(point) for point in self.curve]}
+        """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
+        values = asdict(self)
+        for key in ("kl_before", "kl"):
+            values[key] = values[key] if math.isfinite(values[key]) else None
+        curve = [[step, kl if math.isfinite(kl) else None] for step, kl in self.curve]
+        return {"event": "reconstruct", **values, "curve": curve}
 
 
 def reconstruct(
