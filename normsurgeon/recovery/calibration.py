@@ -103,7 +103,7 @@ def calibrate(
     >>> images = torch.randn(32, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     >>> done = calibrate(result, [(images, None)])
     >>> done.sites, done.forward_passes
-    (9, 3)
+    (15, 3)
     """
     if matched_images < 1:
         raise UsageError(f"matched_images={matched_images} must be at least 1")
