@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -118,12 +119,15 @@ def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: 
 def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
-    x, y = page.evaluate(
-        "(() => { const point = document.querySelector('#profile-abs_mean .point').getBoundingClientRect();"
-        " return [point.x + point.width / 2, point.y + point.height / 2]; })()"
-    )
-    for near in (6, 3, 0):
+    for near in (6, 3, 0) * 20:  # a hand that keeps moving: the plot may still be settling when it arrives
+        x, y = page.evaluate(
+            "(() => { const point = document.querySelector('#profile-abs_mean .point').getBoundingClientRect();"
+            " return [point.x + point.width / 2, point.y + point.height / 2]; })()"
+        )
         page.send("Input.dispatchMouseEvent", type="mouseMoved", x=x - near, y=y)
+        time.sleep(0.1)
+        if near == 0 and page.evaluate("!document.querySelector('.tip').hidden"):
+            break
     page.wait("!document.querySelector('.tip').hidden")
     tip = " ".join(page.evaluate("document.querySelector('.tip').innerText").split())
     for words in ("stage1.conv Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10"):
