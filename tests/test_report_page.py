@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import pytest
@@ -116,19 +116,25 @@ def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: 
     assert all(len(label) > 20 for label in labels)
 
 
-def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
-    page.open(reports["small"])
-    page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
-    for near in (6, 3, 0) * 20:  # a hand that keeps moving: the plot may still be settling when it arrives
+def point_at_the_first_layer(page: Page) -> None:
+    """Move the mouse to a point of a plot, and on it, until its numbers are shown: scrolling may end after arriving."""
+    end = time.monotonic() + 60
+    for near in cycle((6, 3, 0)):
         x, y = page.evaluate(
             "(() => { const point = document.querySelector('#profile-abs_mean .point').getBoundingClientRect();"
             " return [point.x + point.width / 2, point.y + point.height / 2]; })()"
         )
         page.send("Input.dispatchMouseEvent", type="mouseMoved", x=x - near, y=y)
-        time.sleep(0.1)
-        if near == 0 and page.evaluate("!document.querySelector('.tip').hidden"):
-            break
-    page.wait("!document.querySelector('.tip').hidden")
+        time.sleep(0.05)
+        if page.evaluate("!document.querySelector('.tip').hidden"):
+            return
+        assert time.monotonic() < end, f"no numbers are shown at {x}, {y}; {page.errors}"
+
+
+def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
+    point_at_the_first_layer(page)
     tip = " ".join(page.evaluate("document.querySelector('.tip').innerText").split())
     for words in ("stage1.conv Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10"):
         assert words in tip
@@ -138,6 +144,16 @@ def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports
     assert box[1] >= 0
     assert box[2] <= 1280
     assert box[3] <= 900
+
+
+def test_numbers_that_escape_put_away_come_back_at_the_same_point(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
+    point_at_the_first_layer(page)
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => true)")
+    page.send("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    assert page.evaluate("document.querySelector('.tip').hidden")
+    point_at_the_first_layer(page)
 
 
 def test_the_table_sorts_by_its_buttons_and_says_so(page: Page, reports: dict[str, Path]) -> None:

@@ -47,9 +47,11 @@
     tip.replaceChildren(element("strong", layers.names[i]), element("p", layers.about[i]), list);
   };
   const hide = () => { tip.hidden = true; };
-  const show = ({ points, event }) => {
+  let hovered = null;
+  const show = (box, { points, event }) => {
     const point = points.find((p) => p.customdata !== undefined);
     if (!point) return;
+    hovered = box;
     fill(point.customdata);
     tip.hidden = false;
     const [width, height] = [tip.offsetWidth, tip.offsetHeight];
@@ -61,8 +63,14 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${Math.max(8, Math.min(top, innerHeight - height - 8))}px`;
   };
-  addEventListener("scroll", hide, { passive: true });
-  addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+  // Plotly reports a point once, until another is pointed at: it must forget the one whose numbers are put away.
+  const dismiss = () => {
+    hide();
+    if (hovered) Plotly.Fx.unhover(hovered);
+    hovered = null;
+  };
+  addEventListener("scroll", dismiss, { passive: true });
+  addEventListener("keydown", (event) => { if (event.key === "Escape") dismiss(); });
 
   const layout = (box, changes) => {
     const [ink, muted, line, surface] = ["--ink", "--muted", "--line", "--surface"].map(cssColour);
@@ -268,7 +276,7 @@
     box.dataset.drawn = "";
     Plotly.react(box, traces, plan, config);
     if (first && spec.type === "depth") {
-      box.on("plotly_hover", show);
+      box.on("plotly_hover", (event) => show(box, event));
       box.on("plotly_unhover", hide);
     }
   };
