@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from normsurgeon.data.batches import Batches
+from normsurgeon.data.batches import Batches, unpacked
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.errors import UsageError
@@ -97,12 +97,7 @@ def _classes(models: Sequence[nn.Module], needed: bool) -> int | None:
 def _ready_made(batches: Iterable[Any], limit: int | None) -> Iterator[View]:
     left = limit
     for batch in batches:
-        images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-        if not isinstance(images, Tensor) or images.ndim < 2 or not (labels is None or isinstance(labels, Tensor)):
-            raise UsageError(
-                f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
-                "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
-            )
+        images, labels = unpacked(batch)
         images, labels = images[:left], labels[:left] if labels is not None else None
         yield (images,), labels
         if left is not None:

@@ -15,9 +15,9 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.hooks import listening
 from normsurgeon.norms.catalogue import TARGETS
 from normsurgeon.recovery.calibration import match_
-from normsurgeon.recovery.pairs import tapped
 from normsurgeon.recovery.rebalancing import rescaled_affine
 from normsurgeon.surgery.whitening import Affine, Moments, matching_affine
 from tests.conftest import ConvNet, randomise_, stored_outputs
@@ -58,9 +58,9 @@ def test_a_norm_with_its_own_activation_is_matched_before_it() -> None:
     ns.calibrate(result, [x])
     found: dict[str, torch.Tensor] = {}
     bn, new = original.bn1, result.model.bn1
-    with torch.no_grad(), tapped([(bn, "input", lambda t: found.__setitem__("x", t.clone()))]):
+    with torch.no_grad(), listening([(bn, "input", lambda t: found.__setitem__("x", t.clone()))]):
         original(x)
-    with torch.no_grad(), tapped([(new.drop, "input", lambda t: found.__setitem__("y", t.clone()))]):
+    with torch.no_grad(), listening([(new.drop, "input", lambda t: found.__setitem__("y", t.clone()))]):
         result.model(x)
     shape = (1, -1, 1, 1)
     wanted = (found["x"] - bn.running_mean.view(shape)) / (bn.running_var.view(shape) + bn.eps).sqrt()

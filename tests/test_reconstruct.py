@@ -178,8 +178,10 @@ def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
         ns.reconstruct(result, [images(8)], held_out=1)
     with pytest.raises(DataError, match="2 images are too few to fit on and to judge by; try at least 32"):
         ns.reconstruct(result, [images(2)])
-    with pytest.raises(UsageError, match="give batches of tensors"):
+    with pytest.raises(DataError, match="there are no images to fit on; the batches are empty"):
         ns.reconstruct(result, [])
+    with pytest.raises(UsageError, match="a batch is str of str and NoneType; give batches of tensors"):
+        ns.reconstruct(result, ["x"])
     broken = images(32)
     broken[:, 0, 0, 0] = float("nan")
     before = snapshot(result.model)
@@ -221,3 +223,38 @@ def test_a_kl_that_is_not_finite_is_none_in_json() -> None:
     done = ns.Reconstruction(8, 2, 1, 3, 0, float("inf"), 0.5, 1.0, ((0, float("inf")), (3, 0.5)), 1.0)
     document = json.loads(json.dumps(done.to_dict(), allow_nan=False))
     assert (document["kl_before"], document["kl"], document["curve"]) == (None, 0.5, [[0, None], [3, 0.5]])
+
+
+def test_what_the_caller_froze_stays_as_it_is(convnet: ConvNet) -> None:
+    result = ns.convert(convnet, to="gn")
+    result.model.conv1.requires_grad_(False)
+    before = snapshot(result.model.conv1)
+    ns.reconstruct(result, [images(32)], **QUICK)
+    assert same(before, snapshot(result.model.conv1))
+    result.model.requires_grad_(False)
+    with pytest.raises(UsageError, match=r"every parameter of ConvNet is frozen; try .*requires_grad_\(True\)"):
+        ns.reconstruct(result, [images(32)], **QUICK)
+
+
+def test_a_last_linear_layer_that_gives_no_logits_is_not_scaled() -> None:
+    class Cosine(nn.Module):
+        """Logits of a fixed length: scaling the last linear layer scales nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+            self.inner = nn.Linear(16, 10, bias=False)
+            self.length = nn.Parameter(torch.tensor(5.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.length * nn.functional.normalize(self.inner(self.bn(self.conv(x)).mean((2, 3))), dim=1)
+
+    torch.manual_seed(0)
+    result = ns.convert(Cosine().eval(), to="affine")
+    with torch.no_grad():
+        result.model.length.div_(1.35)
+    weight = result.model.inner.weight.detach().clone()
+    done = ns.reconstruct(result, [images(32)], steps=0, local_steps=0)
+    assert done.kl == done.kl_before > 1e-3
+    assert done.logit_scale == 1
+    assert torch.equal(result.model.inner.weight, weight)

@@ -103,6 +103,8 @@ def convert(
         import normsurgeon.weights as files
 
         files.check_writable(output)
+    for data in dict.fromkeys(filter(None, (calibrate, reconstruct))):
+        _look_for(data)
     import normsurgeon as ns
 
     network = options.load(model, weights, random_init or (dry_run and weights is None))
@@ -156,6 +158,15 @@ def convert(
         say("dry run: nothing was written")
     else:
         say("nothing was written: -o FILE.safetensors writes the converted model")
+
+
+def _look_for(data: str) -> None:
+    """Fail on data that is not there before the weights are fetched."""
+    from normsurgeon.environment import explained_imports
+
+    with explained_imports():
+        from normsurgeon.training.feeding import open_split
+    open_split(data, None, training=True)
 
 
 def _told(event: dict[str, Any]) -> str:

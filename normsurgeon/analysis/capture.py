@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from normsurgeon.analysis.layers import Layer
-from normsurgeon.inference import first_tensor
+from normsurgeon.hooks import Tap, listening
 
 Receiver = Callable[[Layer, Tensor], None]
 
@@ -24,6 +23,7 @@ def captured(layers: Sequence[Layer], on_output: Receiver, on_input: Receiver | 
     over. All hooks are gone afterwards, after an error and Ctrl-C, too.
 
     >>> import torch
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True))
     >>> seen = []
     >>> with captured([Layer("0", "convolution", net[0])], lambda layer, x: seen.append((layer.name, tuple(x.shape)))):
@@ -31,33 +31,18 @@ def captured(layers: Sequence[Layer], on_output: Receiver, on_input: Receiver | 
     >>> seen, len(net[0]._forward_hooks)
     ([('0', (1, 2, 4, 4))], 0)
     """
-    handles = []
-    try:
-        for layer in layers:
-            if on_input is not None and layer.kind == "norm":
-                handles.append(layer.module.register_forward_pre_hook(_before(layer, on_input)))
-            handles.append(layer.module.register_forward_hook(_after(layer, on_output)))
+    taps: list[Tap] = []
+    for layer in layers:
+        if on_input is not None and layer.kind == "norm":
+            taps.append((layer.module, "input", _giving(layer, on_input)))
+        taps.append((layer.module, "output", _giving(layer, on_output)))
+    with listening(taps):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _before(layer: Layer, receive: Receiver) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        _give(layer, inputs, receive)
+def _giving(layer: Layer, receive: Receiver) -> Callable[[Tensor], None]:
+    def give(tensor: Tensor) -> None:
+        if tensor.is_floating_point() and tensor.ndim >= 1 and tensor.numel():
+            receive(layer, tensor)
 
-    return hook
-
-
-def _after(layer: Layer, receive: Receiver) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        _give(layer, output, receive)
-
-    return hook
-
-
-def _give(layer: Layer, value: Any, receive: Receiver) -> None:
-    tensor = first_tensor(value)
-    if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 1 and tensor.numel():
-        receive(layer, tensor)
+    return give

@@ -55,6 +55,24 @@ class _PreparedStream(IterableDataset[Any]):
             yield self.prepared.prepare(sample)
 
 
+def unpacked(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A ready-made batch as (images (N, …), labels (N,) or None); images alone are a batch, too.
+
+    :raises UsageError: something else.
+
+    >>> unpacked([torch.zeros(2, 3), torch.tensor([0, 1])])[1].tolist()
+    [0, 1]
+    """
+    images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+    known = labels is None or isinstance(labels, torch.Tensor)
+    if not isinstance(images, torch.Tensor) or images.ndim < 2 or not known:
+        raise UsageError(
+            f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
+            "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
+        )
+    return images, labels
+
+
 def _as_they_are(samples: list[Any]) -> list[Any]:
     return samples
 

@@ -116,16 +116,17 @@ class DataConfig:
                 "try batches of tensors instead: (images (N, C, H, W), labels)"
             )
         steps = create_transform(**asdict(self), is_training=False)
-        return Compose([_ToMode("L" if channels == 1 else "RGB"), steps])
+        return Compose([ToMode("L" if channels == 1 else "RGB"), steps])
 
 
 @dataclass(frozen=True)
-class _ToMode:
+class ToMode:
     """An image in another mode. A class, so that worker processes can be sent it."""
 
     mode: str
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, 16 bits scaled to 8."""
         if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255, where scaling is meant
             pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
             image = Image.fromarray(pixels.astype(np.uint8))

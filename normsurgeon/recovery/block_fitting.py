@@ -14,7 +14,6 @@ from normsurgeon.errors import TrainingError
 from normsurgeon.inference import first_tensor, home_of
 from normsurgeon.recovery.recipe import Recipe
 from normsurgeon.training.objectives import feature_matching
-from normsurgeon.training.seeding import seed_of
 
 CHUNK = 32
 """Images that go through a network at once where nothing is learned."""
@@ -39,11 +38,12 @@ def fit_block(
     images: Tensor,
     held_out: tuple[Tensor, Tensor],
     recipe: Recipe,
+    seed: int = 0,
 ) -> int:
     """Fit one block, in place, and keep its weights of least error on the held-out images; returns the updates made.
 
     The error is ``feature_matching`` of the block's output, for what the converted network hands to the block. None
-    are made for a block that takes more than one tensor, or that a forward pass calls several times.
+    are made for a block that takes other than one tensor or is frozen. Of several calls in a pass the first counts.
 
     :raises TrainingError: a loss that is not finite.
     """
@@ -52,11 +52,11 @@ def fit_block(
     if theirs is None or ours is None or judged_by[0] is None or judged_by[1] is None:
         return 0
     block = model.get_submodule(name)
-    parameters = list(block.parameters())
+    parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
     if not parameters:
         return 0
     optimizer = torch.optim.Adam(parameters, lr=recipe.local_lr)
-    generator = torch.Generator().manual_seed(seed_of(recipe.seed, len(name), images.shape[0]))
+    generator = torch.Generator().manual_seed(seed)
     best, kept = error_of(block, judged_by[1].inputs, judged_by[0].outputs), copy.deepcopy(block.state_dict())
     stale, step = 0, 0
     for step in range(1, recipe.local_steps + 1):

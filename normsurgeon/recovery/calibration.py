@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.hooks import listening
 from normsurgeon.inference import eval_mode, placed
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.recovery.observing import Site, run
-from normsurgeon.recovery.pairs import NormPair, norm_output, norm_pairs, originals_of, tapped
+from normsurgeon.recovery.pairs import NormPair, norm_output, norm_pairs, originals_of
 from normsurgeon.recovery.rebalancing import rebalance_
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.rewriting import Conversion
 from normsurgeon.surgery.whitening import Affine, Moments
+from normsurgeon.training.feeding import open_split
 from normsurgeon.views import Data, Views, open_views
 
 MATCHED_IMAGES = 128
@@ -88,7 +91,8 @@ def calibrate(
       for each site. (All sites at once, in several passes, diverges: each corrects again what earlier ones do.)
 
     result          a Conversion, or a converted model from a file (its plan came with it)
-    data            a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at
+    data            a data spec (of data that comes in splits, the training one), an ImageSource, or batches
+                    ``(images (N, C, H, W), …)``; labels are not looked at
     original        the BatchNorm network; default: the one that ``result`` was converted from
     matched_images  at most so many are held at once, spread evenly over a source; of batches, the first
     max_images      at most so many are looked at
@@ -109,6 +113,8 @@ def calibrate(
         raise UsageError(f"matched_images={matched_images} must be at least 1")
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
+    if isinstance(data, (str, os.PathLike)):
+        data = open_split(data, None, training=True)  # whatever its labels are
     begin = time.perf_counter()
     with ExitStack() as stack:
         for each in (model, reference):
@@ -161,7 +167,7 @@ def _wanted(
 ) -> dict[str, Moments]:
     """The moments of what the original's batch norms give, which in eval mode are a fixed affine map of their input."""
     sites = [Site(pair.name, pair.batch_norm, "input") for pair in pairs]
-    with torch.inference_mode(), tapped([(site.module, site.where, _counted(site, tell)) for site in sites]):
+    with torch.inference_mode(), listening([(site.module, site.where, _counted(site, tell)) for site in sites]):
         run(reference, images)
     found = {}
     for pair, site in zip(pairs, sites, strict=True):
@@ -203,7 +209,7 @@ def _match_in_order(
 
         return receive
 
-    with torch.no_grad(), tapped([(*norm_output(pair.norm), matching(pair)) for pair in pairs]):
+    with torch.no_grad(), listening([(*norm_output(pair.norm), matching(pair)) for pair in pairs]):
         run(model, images)
     return errors
 

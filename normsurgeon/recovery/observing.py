@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from normsurgeon.analysis import moments
 from normsurgeon.errors import DataError
+from normsurgeon.hooks import listening
 from normsurgeon.inference import home_of
-from normsurgeon.recovery.pairs import tapped
 from normsurgeon.surgery.probing import FeatureProbe
 from normsurgeon.surgery.whitening import Moments
 from normsurgeon.views import Views
@@ -29,7 +29,7 @@ class Site:
 
     name: str
     module: nn.Module
-    where: str
+    where: Literal["input", "output"]
     keep_means: bool = False
     table: moments.Table = field(default_factory=lambda: moments.empty(0))
     means: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
@@ -90,8 +90,7 @@ def observe(
         def receiver(site: Site, first: int = images, every: int = stride) -> Callable[[Tensor], None]:
             return lambda features: site.receive(features, first, every)
 
-        taps: list[Any] = [(site.module, site.where, receiver(site)) for site in sites]
-        with torch.inference_mode(), tapped(taps):
+        with torch.inference_mode(), listening([(site.module, site.where, receiver(site)) for site in sites]):
             run(model, x)
         images += len(x)
         if on_images is not None:

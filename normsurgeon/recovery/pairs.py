@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from normsurgeon.checkpoints import origin_of
 from normsurgeon.errors import UsageError
@@ -104,45 +103,7 @@ def _plans_of(result: Conversion | nn.Module) -> Sequence[ConversionPlan]:
     return origin_of(result).plans
 
 
-@contextmanager
-def tapped(taps: Sequence[tuple[nn.Module, str, Any]]) -> Iterator[None]:
-    """While inside, each ``(module, "input" | "output", receive)`` hands a tensor over at every call of the module.
-
-    What ``receive`` returns takes the tensor's place; None leaves it.
-
-    All hooks are gone afterwards, after an error, too.
-    """
-    handles = []
-    try:
-        for module, where, receive in taps:
-            if where == "input":
-                handles.append(module.register_forward_pre_hook(_before(receive)))
-            else:
-                handles.append(module.register_forward_hook(_after(receive)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def norm_output(norm: nn.Module) -> tuple[nn.Module, str]:
+def norm_output(norm: nn.Module) -> tuple[nn.Module, Literal["input", "output"]]:
     """Where to read what a norm gives before its own drop and act: their input, or the norm's output."""
     drop = getattr(norm, "drop", None)
     return (drop, "input") if isinstance(drop, nn.Module) else (norm, "output")
-
-
-def _before(receive: Any) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        if inputs and isinstance(inputs[0], Tensor):
-            changed = receive(inputs[0])
-            return None if changed is None else (changed, *inputs[1:])
-        return None
-
-    return hook
-
-
-def _after(receive: Any) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return receive(output) if isinstance(output, Tensor) else None
-
-    return hook

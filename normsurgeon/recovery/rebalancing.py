@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import Target, find_target
@@ -33,53 +32,23 @@ def rebalance_(
     One forward pass of the original over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed
     affine that each norm stands in for stays the same.
     """
-    folded = [pair for pair in pairs if _rows(pair.producer) is not None and _rows(pair.old_producer) is not None]
+    folded = [pair for pair in pairs if pair.producer is not None and pair.old_producer is not None]
     sites = [Site(pair.name, pair.batch_norm, "input", keep_means=True) for pair in folded]
     images = observe(reference, sites, views, 1, on_images)
     if images < FEWEST_IMAGES:
         return images, 0
+    balanced = 0
     for pair, site in zip(folded, sites, strict=True):
-        assert pair.producer is not None
-        assert pair.old_producer is not None
-        if not len(site.table):
-            continue  # never reached
+        if pair.producer is None or pair.old_producer is None or not len(site.table):
+            continue  # not reached by a forward pass
         target, groups = find_target(pair.target), pair.groups
-        reading = sources.read(pair.batch_norm)
-        white = whitening.whitener(reading)
-        present = scale_between(pair.old_producer, pair.producer)
-        wanted = balance(site.probe, target, groups) * _cpu(white.scale)
-        factor = torch.where(present.abs() > TINY, wanted / present, 1.0)
-        whole = Affine(
-            present, present * _cpu(white.shift) / _cpu(white.scale)
-        )  # what the norm sees, from raw features
-        scale = Affine(factor, torch.zeros_like(factor))
-        _refold_(pair.producer, pair.norm, scale, whole.after(site.moments), target, groups, pair.softening)
-    return images, len(folded)
-
-
-TINY = 1e-12
-
-
-def scale_between(old: nn.Module, new: nn.Module) -> Tensor:
-    """By what folding scaled each output channel (C,): the least-squares factor between the two layers' weights.
-
-    >>> old = nn.Linear(3, 2)
-    >>> new = nn.Linear(3, 2)
-    >>> _ = new.load_state_dict({"weight": old.weight * torch.tensor([[2.0], [-0.5]]), "bias": old.bias})
-    >>> [round(factor, 5) for factor in scale_between(old, new).tolist()]
-    [2.0, -0.5]
-    """
-    before, after = _rows(old), _rows(new)
-    assert before is not None
-    assert after is not None
-    return (before * after).sum(1) / before.square().sum(1).clamp_min(1e-30)
-
-
-def _rows(layer: nn.Module | None) -> Tensor | None:
-    """A layer's weight as (output channels, inputs), float64; None where it is laid out otherwise."""
-    if isinstance(layer, _ConvTransposeNd) or not isinstance(layer, (_ConvNd, nn.Linear)):
-        return None
-    return layer.weight.detach().double().cpu().flatten(1)
+        seen = whitening.change_of_producer(pair.old_producer, pair.producer)  # by the norm, from raw features
+        seen = Affine(_cpu(seen.scale), _cpu(seen.shift))
+        wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(sources.read(pair.batch_norm)).scale)
+        scale = Affine(wanted / seen.scale, torch.zeros_like(wanted))
+        _refold_(pair.producer, pair.norm, scale, seen.after(site.moments), target, groups, pair.softening)
+        balanced += 1
+    return images, balanced
 
 
 def _cpu(values: Tensor) -> Tensor:

@@ -104,6 +104,37 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
         bias.copy_(bias.double() * scale + affine.shift)
 
 
+def change_of_producer(old: nn.Module, new: nn.Module) -> Affine:
+    """The scale and shift per channel by which a layer's output changed, from its weights: least squares in float64.
+
+    The inverse of ``fold_``; of a layer that was trained since, the nearest such map.
+
+    >>> old, new = nn.Linear(3, 2), nn.Linear(3, 2)
+    >>> _ = new.load_state_dict({"weight": old.weight * torch.tensor([[2.0], [-0.5]]), "bias": old.bias})
+    >>> [round(factor, 5) for factor in change_of_producer(old, new).scale.tolist()]
+    [2.0, -0.5]
+    """
+    a, b = _rows(old), _rows(new)
+    norm = (a * a).sum(1)
+    scale = torch.where(norm > 0, (a * b).sum(1) / norm.clamp_min(1e-300), 1.0)
+    scale = torch.where(scale == 0, 1.0, scale)
+
+    def bias_of(layer: nn.Module) -> Tensor:
+        bias = layer.bias
+        return bias.detach().double() if isinstance(bias, Tensor) else torch.zeros_like(scale)
+
+    return Affine(scale, bias_of(new) - scale * bias_of(old))
+
+
+def _rows(layer: nn.Module) -> Tensor:
+    """The weights of each output channel, (C, number of weights), float64."""
+    weight: Tensor = layer.weight.detach().double()  # type: ignore[operator]
+    if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, *kernel)
+        blocks = weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
+        return blocks.permute(0, 2, 1, 3).reshape(layer.groups * weight.shape[1], -1)
+    return weight.flatten(1)
+
+
 def matching_affine(
     wanted: Affine, moments: Moments, target: Target, groups: int, eps: float, softening: float | None
 ) -> tuple[Affine, float]:

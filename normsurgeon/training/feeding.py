@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
-from normsurgeon.data.preprocessing import DataConfig, _ToMode
+from normsurgeon.data.batches import unpacked
+from normsurgeon.data.preprocessing import DataConfig, ToMode
 from normsurgeon.data.sources import ImageSource, nothing_readable, open_source
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.training.seeding import SAMPLE, permutation, seed_everything
@@ -61,7 +62,7 @@ def training_transform(config: DataConfig, settings: Settings, grey: bool = Fals
         re_prob=settings.reprob,
     )
     config.transform()  # raises for channels that no image has
-    return Compose([_ToMode("L" if channels == 1 else "RGB"), steps])
+    return Compose([ToMode("L" if channels == 1 else "RGB"), steps])
 
 
 class SourceSamples(Dataset[Any]):
@@ -96,15 +97,7 @@ class TensorSamples(Dataset[Any]):
     """The images of ready-made batches, one by one."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
-        self.batches = []
-        for batch in batches:
-            images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
-            if not isinstance(images, Tensor) or images.ndim < 2 or not (labels is None or isinstance(labels, Tensor)):
-                raise UsageError(
-                    f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
-                    "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
-                )
-            self.batches.append((images, labels))
+        self.batches = [unpacked(batch) for batch in batches]
         if len({images.shape[1:] for images, _ in self.batches}) > 1:
             raise UsageError("the batches hold images of several sizes; training mixes them, and takes one size")
         if len({labels is None for _, labels in self.batches}) > 1:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from normsurgeon.errors import UsageError
 from normsurgeon.norms import sources
@@ -25,7 +24,7 @@ from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan
 from normsurgeon.surgery.replacing import replace_modules_
-from normsurgeon.surgery.whitening import Affine, compose, gamma_beta, whitener
+from normsurgeon.surgery.whitening import Affine, change_of_producer, compose, gamma_beta, whitener
 
 
 class Blend(nn.Module):
@@ -119,29 +118,6 @@ def _fixed_affine(
     slope = slope.where(~silent, torch.ones_like(slope))
     centre = torch.where(silent, 0.0, handed.shift + (bias - whole.shift) / slope)
     return rate, centre
-
-
-def change_of_producer(old: nn.Module, new: nn.Module) -> Affine:
-    """The scale and shift per channel by which a layer's output changed, from its weights: least squares in float64."""
-    a, b = _rows(old), _rows(new)
-    norm = (a * a).sum(1)
-    scale = torch.where(norm > 0, (a * b).sum(1) / norm.clamp_min(1e-300), 1.0)
-    scale = torch.where(scale == 0, 1.0, scale)
-
-    def bias_of(layer: nn.Module) -> Tensor:
-        bias = layer.bias
-        return bias.detach().double() if isinstance(bias, Tensor) else torch.zeros_like(scale)
-
-    return Affine(scale, bias_of(new) - scale * bias_of(old))
-
-
-def _rows(layer: nn.Module) -> Tensor:
-    """The weights of each output channel, (C, number of weights), float64."""
-    weight: Tensor = layer.weight.detach().double()  # type: ignore[operator]
-    if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, *kernel)
-        blocks = weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
-        return blocks.permute(0, 2, 1, 3).reshape(layer.groups * weight.shape[1], -1)
-    return weight.flatten(1)
 
 
 def shares(progress: float, sites: int, order: str) -> list[float]:

@@ -1,8 +1,8 @@
-"""Reading the outputs of layers while a network runs: hooks that live only inside a context manager."""
+"""Which outputs of a network are followed while it trains, and reading them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,8 @@ from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.errors import TracingError, UsageError
 from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.tracing import trace
-from normsurgeon.inference import eval_mode, first_tensor, home_of, name_of
+from normsurgeon.hooks import listening
+from normsurgeon.inference import eval_mode, home_of, name_of
 from normsurgeon.patterns import select
 from normsurgeon.surgery.planning import ConversionPlan
 
@@ -30,20 +31,12 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]
     """
     outputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
-    handles = []
-    try:
-        for name in names:
 
-            def keep(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
-                found = first_tensor(output)
-                if found is not None:
-                    outputs[name] = found
+    def keeping(name: str) -> Callable[[Tensor], None]:
+        return lambda x: outputs.__setitem__(name, x)
 
-            handles.append(modules[name].register_forward_hook(keep))
+    with listening([(modules[name], "output", keeping(name)) for name in names]):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def block_names(model: nn.Module, plans: Sequence[ConversionPlan] = ()) -> tuple[str, ...]:
@@ -77,6 +70,8 @@ def shared_blocks(
 ) -> tuple[str, ...]:
     """The blocks whose outputs can be matched: those that both networks call, with outputs of the same shape.
 
+    In the order in which they are called.
+
     :raises UsageError: when there are none although they are ``required``.
     """
     try:
@@ -89,7 +84,7 @@ def shared_blocks(
     for each in (model, teacher):
         device, dtype = home_of(each)
         shapes.append(_reached(each, names, torch.zeros(1, *config.input_size, device=device, dtype=dtype)))
-    shared = tuple(name for name in names if name in shapes[0] and shapes[0][name] == shapes[1].get(name))
+    shared = tuple(name for name, shape in shapes[0].items() if shape == shapes[1].get(name))
     if required and not shared:
         raise UsageError(
             f"{name_of(model)} and its teacher {name_of(teacher)} have no blocks with outputs of the same shape; "
