@@ -1,0 +1,1 @@
+"""The comparison experiment: a grid of settings is trained, tested, stored and compared."""

@@ -1,0 +1,192 @@
+"""What a study is made of: cells, and what came of each. Plain types, no tensors; all rooms of the study read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+Status = Literal["done", "diverged", "failed", "skipped"]
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training run: one point of the grid. Cells that differ in ``norm`` alone are compared as a pair.
+
+    model           a timm name, ``resnet8``, ``resnet14``, ``resnet20`` (He et al.'s small ResNets for CIFAR), or
+                    any other MODEL of the command line
+    dataset         a data spec: ``digits``, ``fashion-mnist``, a folder, a timm data set
+    start           ``scratch``, or ``converted``: pretrained weights, converted to the norm with their function kept
+    activation      ``default`` (as the network has it), ``relu``, ``silu``, …
+    preprocessing   ``none``, ``zero-mean``, ``standard``, … (study/preprocessing.py)
+    regularization  training settings by name, such as (("weight_decay", 0.0005),); () for none
+    batch_size      images an update
+    lr              the learning rate that the run uses (after any scaling by the batch size)
+    norm            ``bn`` (as the network has it), a target such as ``gn``, or ``gn:8`` for 8 groups
+    seed            of the weights, the order of the images and everything else that is random
+    """
+
+    model: str
+    dataset: str
+    start: str = "scratch"
+    activation: str = "default"
+    preprocessing: str = "standard"
+    regularization: tuple[tuple[str, float], ...] = ()
+    batch_size: int = 32
+    lr: float = 0.1
+    norm: str = "bn"
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types that JSON keeps as they are."""
+        return {**asdict(self), "regularization": dict(self.regularization)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cell:
+        """The inverse of ``to_dict``."""
+        return cls(**{**values, "regularization": tuple(sorted(dict(values["regularization"]).items()))})
+
+    @property
+    def key(self) -> str:
+        """A short name that is the same for equal cells, on every machine.
+
+        >>> Cell("resnet8", "digits").key == Cell("resnet8", "digits").key != Cell("resnet8", "digits", seed=1).key
+        True
+        """
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def label(self, axis: str) -> str:
+        """One axis' value as a reader sees it.
+
+        >>> Cell("resnet8", "digits", regularization=(("weight_decay", 0.0005),)).label("regularization")
+        'weight_decay=0.0005'
+        """
+        value = getattr(self, axis)
+        if axis == "regularization":
+            return ", ".join(f"{name}={number:g}" for name, number in value) or "none"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+AXES = tuple(field.name for field in fields(Cell))
+"""The axes of the grid, in the order in which tables list them."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One point of a training curve, after a pass over the training images (or the last, shorter one).
+
+    train_loss: mean of what was minimised, over the updates since the point before; accuracy, loss: on the held-out
+    images, the network in eval mode; None where it was not judged then.
+    """
+
+    epoch: float
+    step: int
+    train_loss: float | None
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer of a trained cell's network, from the analysis (see ``reporting.records.LayerStatistics``).
+
+    dead_fraction: dead channels of all; sensitivity: trace of the empirical Fisher over the layer's parameters
+    """
+
+    layer: str
+    kind: str
+    channels: int
+    mean: float | None
+    std: float | None
+    zero_fraction: float | None
+    dead_fraction: float | None
+    effective_rank: float | None
+    group_fluctuation: float | None
+    sensitivity: float | None = None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The analysis of a trained cell: its layers in order, and linear CKA between them (L × L)."""
+
+    layers: tuple[LayerSummary, ...]
+    cka_layers: tuple[str, ...] = ()
+    cka: tuple[tuple[float | None, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell.
+
+    status    ``done``; ``diverged``: the loss stopped being finite; ``failed``: an error; ``skipped``: impossible
+    reason    one line, of everything but ``done``
+    correct   right top-1 answers, of ``images`` held-out ones, of the network after the last update (none is picked)
+    loss      mean cross-entropy on them, in nats
+    start_accuracy  before training, where the cell starts from a converted network
+    curve     the training curve; its last point is the result
+    steps     updates made
+    looked    the analysis, where it was asked for
+    seconds   of wall-clock time: the only thing here that a second run with the same seeds does not repeat
+    """
+
+    cell: Cell
+    status: Status
+    reason: str | None = None
+    correct: int | None = None
+    images: int | None = None
+    loss: float | None = None
+    start_accuracy: float | None = None
+    curve: tuple[Epoch, ...] = ()
+    steps: int = 0
+    looked: Looked | None = None
+    seconds: float = 0.0
+
+    @property
+    def accuracy(self) -> float | None:
+        """Top-1 as a fraction, or None where the cell has no result."""
+        return self.correct / self.images if self.correct is not None and self.images else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON."""
+        return {**asdict(self), "cell": self.cell.to_dict(), "accuracy": self.accuracy}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Outcome:
+        """The inverse of ``to_dict``."""
+        kept = {key: value for key, value in values.items() if key != "accuracy"}
+        looked = kept.get("looked")
+        if looked is not None:
+            looked = Looked(
+                tuple(LayerSummary(**layer) for layer in looked["layers"]),
+                tuple(looked["cka_layers"]),
+                tuple(tuple(row) for row in looked["cka"]),
+            )
+        cell, curve = Cell.from_dict(kept["cell"]), tuple(Epoch(**point) for point in kept["curve"])
+        return cls(**{**kept, "cell": cell, "curve": curve, "looked": looked})
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's outcomes, one a cell, in the order of the grid.
+
+    name, title  of the study
+    training     what all cells share (epochs, optimizer, schedule, numbers of images …), plain types
+    """
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+    title: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """How many cells ended in which way."""
+        kinds = ("done", "diverged", "failed", "skipped")
+        return {kind: sum(outcome.status == kind for outcome in self.outcomes) for kind in kinds}
+
+    def varying(self) -> tuple[str, ...]:
+        """The axes along which the study's cells differ, ``seed`` left out."""
+        cells = [outcome.cell for outcome in self.outcomes]
+        return tuple(a for a in AXES if a != "seed" and len({getattr(cell, a) for cell in cells}) > 1)
