@@ -78,6 +78,8 @@ class Loop:
         self.step = 0
         self.history = History()
         self.window = Window()
+        self.parameters = list(student.model.parameters())
+        _, self.dtype = home_of(student.core)
         self.skipped: set[str] = set()
         share = feed.batch_size // feed.world
         self.micro = -(-share // settings.grad_accum)
@@ -154,7 +156,8 @@ class Loop:
                         f"out of memory while validating; try batch_size below {self.settings.batch_size}"
                     ) from error
                 raise
-            self.student.model.train()  # a validation may have been
+            if not self.student.model.training:  # a validation was
+                self.student.model.train()
             begin = time.perf_counter()
 
     def _update(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
@@ -173,7 +176,7 @@ class Loop:
         sums = self._gradients(images, targets)
         names, totals = list(sums), torch.stack(list(sums.values()))
         norm = self.accelerator.clip_grad_norm_(
-            list(student.model.parameters()),
+            self.parameters,
             settings.clip_grad if settings.clip_grad is not None else float("inf"),
         )
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's
@@ -205,7 +208,7 @@ class Loop:
 
     def _placed(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A batch on the device, mixed where asked for."""
-        device, (_, dtype) = self.accelerator.device, home_of(self.student.core)
+        device, dtype = self.accelerator.device, self.dtype
         images = images.to(device, dtype if images.is_floating_point() else None, non_blocking=True)
         targets = None if labels is None else labels.to(device, non_blocking=True)
         if self.mixup is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -31,7 +32,15 @@ def seed_everything(*numbers: int) -> None:
     seed = seed_of(*numbers)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if _only_cpu():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed notes the stack for each absent device: 0.8 ms
+    else:
+        torch.manual_seed(seed)
+
+
+@lru_cache(maxsize=1)
+def _only_cpu() -> bool:
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available())
 
 
 @contextmanager

@@ -1,0 +1,95 @@
+"""The ResNets for small images: 6n + 2 layers in three stages of 16, 32 and 64 channels.
+
+He et al., Deep Residual Learning for Image Recognition, arXiv:1512.03385, section 4.2, with timm's blocks and
+projection shortcuts (their option B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.resnet import BasicBlock, downsample_conv
+from torch import Tensor, nn
+
+
+class SmallResNet(nn.Module):
+    """Images (N, in_chans, H, W) → logits (N, num_classes); any size from 8 pixels on.
+
+    blocks  in each of the three stages (n)
+    """
+
+    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3) -> None:
+        super().__init__()
+        self.num_classes, self.num_features, self.drop_rate = num_classes, 64, 0.0
+        self.pretrained_cfg: dict[str, Any] = {
+            "input_size": (in_chans, 32, 32),
+            "num_classes": num_classes,
+            "crop_pct": 1.0,
+            "first_conv": "conv1",
+            "classifier": "fc",
+        }
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.act1 = nn.ReLU(inplace=True)
+        width = 16
+        for stage in range(1, 4):
+            layers = []
+            for block in range(blocks):
+                planes, stride = 8 * 2**stage, 2 if stage > 1 and block == 0 else 1
+                shortcut = None
+                if stride > 1 or width != planes:
+                    shortcut = downsample_conv(width, planes, 1, stride=stride)
+                layers.append(BasicBlock(width, planes, stride=stride, downsample=shortcut))
+                width = planes
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.global_pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new last layer."""
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map, (N, 64, H/4, W/4)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, num_classes)."""
+        x = torch.flatten(self.global_pool(self.forward_features(x)), 1)
+        if self.drop_rate:
+            x = nn.functional.dropout(x, self.drop_rate, self.training)
+        return self.fc(x)
+
+
+def resnet8(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """One block a stage: 78,000 parameters.
+
+    >>> resnet8(in_chans=1)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    return SmallResNet(1, num_classes, in_chans)
+
+
+def resnet14(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Two blocks a stage: 175,000 parameters."""
+    return SmallResNet(2, num_classes, in_chans)
+
+
+def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Three blocks a stage: 272,000 parameters."""
+    return SmallResNet(3, num_classes, in_chans)
+
+
+SMALL: dict[str, Callable[..., nn.Module]] = {"resnet8": resnet8, "resnet14": resnet14, "resnet20": resnet20}
+"""By the names that a study's configuration uses."""
