@@ -44,22 +44,36 @@ def entries(name: str, value: Any) -> tuple[Any, ...]:
     return found
 
 
+def shown(value: Any) -> str:
+    """A value as a message quotes it: on one line, and not all of a long one.
+
+    >>> shown("gm"), shown("x" * 100)
+    ("'gm'", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…")
+    """
+    try:
+        found = " ".join(repr(value).split())
+    except ValueError:  # a whole number of more digits than Python writes
+        found = f"a {type(value).__name__}"
+    return found if len(found) <= 60 else f"{found[:59]}…"
+
+
 def text(name: str, value: Any) -> str:
     """A text that is not empty."""
     if not isinstance(value, str):
-        kind = "empty" if value is None else f"{value!r}, which is no text"
-        quoted = "" if value is None or isinstance(value, (list, dict, tuple)) else f"; put it in quotes: '{value}'"
-        raise GridError(f"{name} is {kind}{quoted}")
+        if value is None:
+            raise GridError(f"{name} is empty")
+        quotes = "" if isinstance(value, (list, dict, tuple)) else "; put it in quotes"
+        raise GridError(f"{name}={shown(value)} must be a text{quotes}")
     if not value.strip():
         raise GridError(f"{name} is empty")
-    return value.strip()
+    return " ".join(value.split())
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """A whole number within limits."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise GridError(f"{name}={value!r} must be a whole number, {limits}")
+        raise GridError(f"{name}={shown(value)} must be a whole number, {limits}")
     return value
 
 
@@ -70,7 +84,7 @@ def number(name: str, value: Any, above: float | None = None) -> float:
             value = float(value)
     limit = "" if above is None else f", above {above:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise GridError(f"{name}={value!r} must be a number{limit}")
+        raise GridError(f"{name}={shown(value)} must be a number{limit}")
     try:
         value = float(value)
     except OverflowError:
@@ -85,12 +99,12 @@ def flag(name: str, value: Any) -> bool:
     words = {"yes": True, "on": True, "no": False, "off": False}
     found = words.get(value.lower(), value) if isinstance(value, str) else value
     if not isinstance(found, bool):
-        raise GridError(f"{name}={value!r} must be true or false")
+        raise GridError(f"{name}={shown(value)} must be true or false")
     return found
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:
     """Two numbers."""
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 2:
-        raise GridError(f"{name}={value!r} must be a list of two numbers")
+        raise GridError(f"{name}={shown(value)} must be a list of two numbers")
     return number(name, value[0]), number(name, value[1])

@@ -130,7 +130,7 @@ class Grid:
         normsurgeon.study.fields.GridError: unknown key 'batchsizes'; did you mean 'batch_sizes'?
         """
         if not isinstance(values, Mapping):
-            kind = {list: "a list", tuple: "a list", str: "a text"}.get(type(values), f"{values!r}")
+            kind = {list: "a list", tuple: "a list", str: "a text"}.get(type(values), check.shown(values))
             raise GridError(f"a study is a mapping with the keys {', '.join(EXAMPLES)}, …, and this is {kind}")
         for key in values:
             with within(key):
@@ -223,7 +223,8 @@ def _check_key(key: str, known: list[str]) -> None:
     short = {"lr": "learning_rates", "lrs": "learning_rates", "groups": "norms"}.get(key)
     near = [short] if short else difflib.get_close_matches(key.lower().replace("-", "_"), known, 1)
     raise GridError(
-        f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}")
+        f"unknown key {check.shown(key)}; "
+        + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}")
     )
 
 
@@ -232,34 +233,39 @@ def _axis(axis: str, value: Any, one: Callable[[Any], Any]) -> tuple[Any, ...]:
     with within(axis):
         if axis == "seeds" and not isinstance(value, (list, tuple)):
             return tuple(range(_seed_count(value)))
-        found = []
+        found, listed = [], isinstance(value, (list, tuple))
         for index, each in enumerate(check.entries(axis, value)):
-            with within(index):
+            with within(*([index] if listed else [])):
                 found.append(one(each))
         return tuple(dict.fromkeys(found))
 
 
 def _seed_count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CELLS:
-        raise GridError(f"seeds={value!r} must be a count, 1 to {MOST_CELLS}, or a list of seeds")
+        raise GridError(f"seeds={check.shown(value)} must be a count, 1 to {MOST_CELLS}, or a list of seeds")
     return value
 
 
 def _one_of(what: str, value: Any, known: tuple[str, ...]) -> str:
+    if value is None:
+        raise GridError(f"{what} is empty; {offer('', known)}")
     if not isinstance(value, str) or value not in known:
-        raise GridError(f"unknown {what} {value!r}; {offer(str(value), known)}")
+        raise GridError(f"unknown {what} {check.shown(value)}; {offer(str(value), known)}")
     return value
 
 
 def _norm(value: Any) -> str:
+    if isinstance(value, Mapping) and len(value) == 1:  # YAML's reading of gn: 8
+        name, groups = next(iter(value.items()))
+        raise GridError(f"norm {check.shown(value)}: write {name}:{8 if groups is None else groups}, without a space")
     base, colon, groups = value.partition(":") if isinstance(value, str) else (value, "", "")
     base = _one_of("norm", base, NORMS)
     if not colon:
         return base
     if base != "gn":
-        raise GridError(f"norm {value!r}: only gn takes a number of groups; try {base}, or gn:{groups or 8}")
+        raise GridError(f"norm {check.shown(value)}: only gn takes a number of groups; try {base}, or gn:{groups or 8}")
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", groups):
-        raise GridError(f"norm {value!r}: the groups must be a whole number, at least 1, as in gn:8")
+        raise GridError(f"norm {check.shown(value)}: the groups must be a whole number, at least 1, as in gn:8")
     return f"gn:{int(groups)}"
 
 

@@ -1,6 +1,6 @@
 """YAML with line numbers: plain values, and the line that each of them stands on.
 
-Scalars are read as YAML 1.2 has them (https://yaml.org/spec/1.2.2/#103-core-schema): ``no`` and ``12:30`` are texts, and
+Scalars are read as YAML 1.2 has them (https://yaml.org/spec/1.2.2/#103-core-schema): ``no`` and ``12:30`` are texts,
 ``1e-4`` is a number. YAML 1.1, which PyYAML follows by itself, has a boolean, 750 and a text.
 """
 
@@ -180,5 +180,9 @@ def _problem(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or error.context or "it cannot be parsed"
     if "'\\t'" in problem:
         return "there is a tab; indent with spaces"
-    context = f"{error.context}: " if error.context and error.problem else ""
+    context = ""
+    if error.context and error.problem and error.context_mark:
+        context = f"{error.context} from line {error.context_mark.line + 1} on: "
+    elif error.context and error.problem:
+        context = f"{error.context}: "
     return " ".join(f"{context}{problem}".split())

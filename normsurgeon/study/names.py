@@ -62,5 +62,5 @@ def offer(name: str, known: Iterable[str]) -> str:
     'choose one of: scratch, converted'
     """
     known = tuple(known)
-    near = difflib.get_close_matches(name.lower(), known, 1)
+    near = difflib.get_close_matches(name.lower(), known, 1, 0.5)
     return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(known)}"

@@ -18,8 +18,8 @@ REGULARIZERS = ("weight_decay", "drop", "drop_path", "smoothing", "mixup", "cutm
 """Settings that are the axis ``regularization``, and are not shared."""
 
 _STUDY_ONLY = ("lr_batch_size", "train_images", "test_images", "image_size", "judge")
-_DEFAULTS = {field.name: field.default for field in fields(Settings)}
 _OTHER_NAMES = {"optimizer": "opt"}
+_AXES = {"lr": "learning_rates", "learning_rate": "learning_rates", "batch_size": "batch_sizes", "seed": "seeds"}
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,18 @@ class Training:
         'adamw'
         """
         if not isinstance(values, Mapping):
-            raise GridError(f"training={values!r} must be a mapping, such as training: {{epochs: 8}}")
+            raise GridError(f"training={check.shown(values)} must be a mapping, such as training: {{epochs: 8}}")
         known = [field.name for field in fields(cls)]
         found: dict[str, Any] = {}
         for key, value in values.items():
             name = _OTHER_NAMES.get(key, key)
             with within(key):
                 if name in found:
-                    raise UsageError(f"{key!r} and {name!r} are the same; give one of them")
+                    raise UsageError("'optimizer' and 'opt' are the same; give one of them")
                 if name in REGULARIZERS or name == "dropout":
                     raise UsageError(f"{key!r} is no key of training; it goes under regularization")
+                if name in _AXES:
+                    raise UsageError(f"{key!r} is no key of training; it is the axis {_AXES[name]}, beside training")
                 if name not in known:
                     raise UsageError(f"unknown key {key!r} under training; {offer(str(key), [*known, *_OTHER_NAMES])}")
             found[name] = value
@@ -136,14 +138,14 @@ def _checked(name: str, value: Any) -> Any:
         return check.whole(name, value, 1)
     if name == "judge":
         if value not in JUDGED:
-            raise GridError(f"{name}={value!r} is unknown; it is one of {', '.join(JUDGED)}")
+            raise GridError(f"{name}={check.shown(value)} is unknown; it is one of {', '.join(JUDGED)}")
         return value
     if isinstance(default, bool):
         return check.flag(name, value)
     if name in ("scale", "ratio"):
         value = check.pair(name, value)
     elif isinstance(default, str) or name in ("aa", "distance_layers"):
-        value = check.text(name, value)
+        value = check.text("optimizer" if name == "opt" else name, value)
     elif name not in ("epochs", "steps", "grad_accum"):
         value = check.number(name, value)
     if name == "opt":
@@ -176,7 +178,9 @@ def regularizers(values: Any) -> tuple[tuple[str, float], ...]:
     if isinstance(values, (tuple, list)) and all(isinstance(v, (tuple, list)) and len(v) == 2 for v in values):
         values = dict(values)
     if not isinstance(values, Mapping):
-        raise GridError(f"regularization={values!r} must be none or a mapping, such as {{weight_decay: 5.0e-4}}")
+        raise GridError(
+            f"regularization={check.shown(values)} must be none or a mapping, such as {{weight_decay: 5.0e-4}}"
+        )
     found: dict[str, float] = {}
     for key, value in values.items():
         with within(key):
