@@ -12,6 +12,7 @@ NORMS = ("bn", *TARGET_NAMES)
 
 PREPROCESSING = (
     "none",
+    "model",
     "zero-mean",
     "min-max",
     "standard",
