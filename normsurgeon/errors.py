@@ -12,6 +12,7 @@
     ├── ConversionError              the surgery could not be done
     ├── DataError                    no images, or none that can be read
     └── TrainingError                a training run that diverged, or cannot go on
+        ├── DivergedError            the loss ceased to be finite
         └── TrainingStopped          a signal asked it to stop            (exit code 130)
 
 Every message is one line: what went wrong, where, and what to try.
@@ -70,6 +71,10 @@ class DataError(NormSurgeonError):
 
 class TrainingError(NormSurgeonError):
     """A training run that diverged, or cannot go on."""
+
+
+class DivergedError(TrainingError):
+    """A training run whose loss ceased to be finite."""
 
 
 class TrainingStopped(TrainingError):

@@ -33,17 +33,9 @@ class SmallResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.act1 = nn.ReLU(inplace=True)
-        width = 16
-        for stage in range(1, 4):
-            layers = []
-            for block in range(blocks):
-                planes, stride = 8 * 2**stage, 2 if stage > 1 and block == 0 else 1
-                shortcut = None
-                if stride > 1 or width != planes:
-                    shortcut = downsample_conv(width, planes, 1, stride=stride)
-                layers.append(BasicBlock(width, planes, stride=stride, downsample=shortcut))
-                width = planes
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+        self.layer1 = _stage(16, 16, blocks, stride=1)
+        self.layer2 = _stage(16, 32, blocks, stride=2)
+        self.layer3 = _stage(32, 64, blocks, stride=2)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
@@ -70,6 +62,12 @@ class SmallResNet(nn.Module):
         if self.drop_rate:
             x = nn.functional.dropout(x, self.drop_rate, self.training)
         return self.fc(x)
+
+
+def _stage(width: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    shortcut = downsample_conv(width, planes, 1, stride=stride) if stride > 1 else None
+    first = BasicBlock(width, planes, stride=stride, downsample=shortcut)
+    return nn.Sequential(first, *(BasicBlock(planes, planes) for _ in range(blocks - 1)))
 
 
 def resnet8(num_classes: int = 10, in_chans: int = 3) -> nn.Module:

@@ -5,30 +5,40 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from normsurgeon.errors import TargetError
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, auto_groups, find_target
 from normsurgeon.surgery.swapping import swap_layers
 
 
-def plain_swap(model: nn.Module, to: str) -> nn.Module:
+def plain_swap(model: nn.Module, to: str, groups: int | None = None) -> nn.Module:
     """A copy of ``model`` with every batch norm replaced by ``to``, gamma, beta and eps copied, nothing whitened.
 
     The new norm sees channels of wildly different means and scales where gamma and beta were learned for whitened
-    ones: a pretrained network is destroyed (top-1 0.0 % on ImageNet).
+    ones: a pretrained network is destroyed (top-1 0.0 % on ImageNet). A network with random weights has no function to
+    keep: for training from scratch this is all there is to do.
 
-    :raises TargetError: for an unknown target.
+    groups  of ``gn``; default: as many as ``convert`` chooses
+
+    :raises TargetError: for an unknown target, or groups that do not divide a layer's channels.
 
     >>> import timm
     >>> type(plain_swap(timm.create_model("test_resnet"), "gn").bn1).__name__
     'GroupNorm'
     """
     target = find_target(to)
+    if groups is not None and to != "gn":
+        raise TargetError(f"{to} has no groups to choose; leave out groups={groups}, or try to='gn'")
 
-    def build(old: nn.Module) -> nn.Module:
+    def build(old: nn.Module, name: str) -> nn.Module:
         reading = sources.read(old)
+        if groups is not None and (groups < 1 or reading.channels % groups):
+            raise TargetError(
+                f"{groups} groups do not divide the {reading.channels} channels of {name}; try a divisor of them"
+            )
         spec = LayerSpec(
             channels=reading.channels,
-            groups={"gn": auto_groups(reading.channels), "in": reading.channels}.get(to, 1),
+            groups={"gn": groups or auto_groups(reading.channels), "in": reading.channels}.get(to, 1),
             eps=reading.eps,
             affine=True,
             rank=4 if isinstance(old, nn.BatchNorm2d) else None,

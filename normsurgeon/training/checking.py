@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from normsurgeon.data.sources import ImageSource, class_folders
 from normsurgeon.errors import DataError, UsageError
@@ -80,6 +81,8 @@ def check_labels(data: Any, classes: int) -> None:
             _check_count(data.name, data.class_names, classes)
         labels = getattr(data.reader, "labels", None)
         known = [] if labels is None else [int(label) for label in labels]
+    elif isinstance(data, Dataset):
+        known = [int(label) for label in getattr(data, "targets", ())]  # torchvision's name for them
     else:
         known = [int(n) for b in data if isinstance(b, (tuple, list)) and len(b) > 1 and b[1] is not None for n in b[1]]
     for label in known:

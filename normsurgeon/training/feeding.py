@@ -31,6 +31,8 @@ def open_split(spec: Any, classes: int | None, training: bool) -> Any:
     folder with folders called ``train`` and ``val`` (``validation``, ``valid``, ``test``).
     """
     if not isinstance(spec, (str, os.PathLike)):
+        if isinstance(spec, Dataset) and not isinstance(spec, ImageSource):
+            return spec if training else DataLoader(spec, batch_size=64)
         return spec if isinstance(spec, ImageSource) else list(spec)
     text = os.fspath(spec)
     splits = TRAIN if training else HELD_OUT
@@ -111,6 +113,28 @@ class TensorSamples(Dataset[Any]):
         batch, row = self.places[key[1]]
         images, labels = self.batches[batch]
         return images[row], None if labels is None else int(labels[row]), ()
+
+
+class DatasetSamples(Dataset[Any]):
+    """The items (image (C, H, W), label or None) of somebody's dataset, each drawn with its own seed."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int | None, tuple[str, ...]]:
+        epoch, index = key
+        seed_everything(SAMPLE, self.seed, epoch, index)
+        item = self.dataset[index]
+        image, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if not isinstance(image, Tensor):
+            raise UsageError(
+                f"the data set gives a {type(image).__name__} as image {index}; give it a transform that makes tensors"
+            )
+        return image, None if label is None else int(label), ()
 
 
 def _collate(samples: list[Any]) -> Batch:
@@ -201,6 +225,14 @@ def make_feed(
         first = next(iter(data.samples()))[0]
         samples: Any = SourceSamples(data, training_transform(config, settings, first.mode == "L"), settings.seed)
         name, labelled = data.name, data.labelled
+    elif isinstance(data, Dataset):
+        name = type(data).__name__
+        if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+            raise DataError(f"the data set {name} is a stream, and training shuffles; try one with a length")
+        if not len(data):
+            raise DataError(f"the data set {name} is empty; try another split")
+        samples = DatasetSamples(data, settings.seed)
+        labelled = samples[0, 0][1] is not None
     else:
         samples = TensorSamples(data)
         name = "the batches"

@@ -46,12 +46,12 @@ class Finetuned:
     """What ``finetune`` returns.
 
     model       the fine-tuned network: the best on the validation images (as it came, if training made it only worse),
-                without them the last; its moving average where one was kept
+                without them, or with ``keep="last"``, the last; its moving average where one was kept
     conversion  the Conversion that was handed in, now of that model and its history one event longer, or None
     history     the curves
     before      how the network did on the validation images before it was trained; None without them
     after       how ``model`` does
-    best        of the best network: ``step``, ``epoch`` and what was measured; None without validation images
+    best        of the best network: ``step``, ``epoch`` and what was measured; None where none was looked for
     steps       updates done; ``images`` seen in them, ``seconds`` spent, over all the times it was resumed
     skipped     names of the training images that could not be read
     path        the file that holds ``model``, or None
@@ -112,8 +112,9 @@ def finetune(
     handed in is changed.
 
     result       a Conversion, or any classifier
-    train        a data spec (see ``normsurgeon.data.sources.open_source``), an ImageSource, or batches
-                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
+    train        a data spec (see ``normsurgeon.data.sources.open_source``), an ImageSource, batches ``(images (N, C,
+                 H, W), labels (N,) or None)`` that are pre-processed already, or a torch Dataset with a length whose
+                 items are ``(image (C, H, W), label or None)``, pre-processed and augmented
     val          the same, to judge on after every pass over the training images. Data that comes in splits gives its
                  training split as ``train`` and its held-out one as ``val``
     teacher      what to distil from; default: the conversion's original. None: nobody
@@ -130,7 +131,7 @@ def finetune(
 
     :raises UsageError: what was asked for cannot be, or not together.
     :raises DataError: no images, or labels that the head cannot have.
-    :raises TrainingError: a loss that is not finite; ``TrainingStopped``: SIGINT or SIGTERM asked it to stop.
+    :raises DivergedError: a loss that is not finite. ``TrainingStopped``: SIGINT or SIGTERM asked it to stop.
     :raises CheckpointError: a file that cannot be written or read.
 
     >>> import timm
@@ -221,7 +222,7 @@ def finetune(
         except TrainingStopped:
             raise
         except TrainingError as error:
-            raise TrainingError(f"{error}{keeper.kept}") from error
+            raise type(error)(f"{error}{keeper.kept}") from error
         finally:
             if asked.trackers:
                 accelerator.end_training()

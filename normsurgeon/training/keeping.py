@@ -56,6 +56,7 @@ class Keeper:
         self.asked = {"settings": settings.to_dict(), **asked}
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
+        self.latest: Evaluation | None = None
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] | None = None
         self.path: Path | None = None
@@ -128,7 +129,8 @@ class Keeper:
         self._if_best(found)
 
     def _if_best(self, found: Evaluation) -> None:
-        if better(found, self.best):
+        self.latest = found
+        if self.settings.keep == "best" and better(found, self.best):
             self.best = {"step": self.loop.step, "epoch": self.loop.step / self.loop.feed.per_epoch, **found.to_dict()}
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.plain.state_dict().items()}
             if self.folder is not None and self.accelerator.is_main_process:
@@ -254,6 +256,8 @@ class Keeper:
             if main:
                 self.folder.write_network(self.result(), self.folder.last)
             self.path = self.folder.last
+        if self.settings.keep == "last":
+            self.after = self.latest
         if self.best_weights is not None:
             self.plain.load_state_dict(self.best_weights, strict=True)
             self.after = _evaluation(self.best)

@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from normsurgeon.errors import TrainingError
+from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.inference import classifier_logits, home_of
 from normsurgeon.training import objectives
 from normsurgeon.training.checking import Weights, check_label
@@ -272,7 +272,7 @@ class Loop:
         single = self.accelerator.num_processes == 1
         with nullcontext() if single else self.accelerator.no_sync(self.student.model):
             where = where_nonfinite(self.student.core, lambda: self._gradients(images, targets)["loss"], images)
-        raise TrainingError(
+        raise DivergedError(
             f"the loss is not finite at update {self.step + 1} of {self.steps}; it began {where}; "
             f"try a learning rate below {self.settings.lr:g}, or precision bf16 or no"
         )

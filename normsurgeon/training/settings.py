@@ -40,6 +40,8 @@ class Settings:
                         layers' features apart. Of the layers that match a glob; None: the block outputs
     progressive         share of the run in which the norms are blended in, from the fixed affine; 0: not at all
     progressive_order   ``together``, or ``sites``: one after the other, from the input on
+    keep                which network the run gives: ``best`` on the validation images, or the ``last`` (nothing is
+                        picked, as a study needs it)
     checkpoint_minutes  how often the run's state is written; 0: after every update
     seed, compile, channels_last, trackers   the run's seed; torch.compile; memory format; Accelerate's trackers by name
 
@@ -86,6 +88,7 @@ class Settings:
     distance_layers: str | None = None
     progressive: float = 0.0
     progressive_order: Literal["together", "sites"] = "together"
+    keep: Literal["best", "last"] = "best"
     checkpoint_minutes: float = 10.0
     seed: int = 0
     compile: bool = False
@@ -126,6 +129,7 @@ class Settings:
         self._one_of("sched", SCHEDULES)
         self._one_of("precision", ("no", "bf16", "fp16"))
         self._one_of("progressive_order", ("together", "sites"))
+        self._one_of("keep", ("best", "last"))
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError(f"scale={self.scale} must be two shares of an image, the smaller first")
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:

@@ -1,0 +1,201 @@
+"""A study from its grid to its results: checked, run where it has not been run yet, stored cell by cell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from normsurgeon.errors import DataError, LoadingError, UsageError
+from normsurgeon.study.engines import Work, processes, serial
+from normsurgeon.study.grid import Grid, read_grid
+from normsurgeon.study.networks import build_network
+from normsurgeon.study.preparing import open_data
+from normsurgeon.study.ray_engine import on_ray
+from normsurgeon.study.records import Cell, Outcome, Results
+from normsurgeon.study.store import Store, open_store
+from normsurgeon.version import __version__
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told while a study runs.
+
+    done, total   cells with an outcome, of all
+    cell, share   the one that this is about, and how much of it is done
+    outcome       what came of it, once it is done
+    """
+
+    done: int
+    total: int
+    cell: Cell
+    share: float
+    outcome: Outcome | None = None
+
+
+def run_study(
+    config: Grid | Mapping[str, Any] | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    jobs: int | None = None,
+    engine: Engine = "local",
+    ray_address: str | None = None,
+    device: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Results:
+    """Run every cell of a grid that has no result in ``output`` yet, and return all results.
+
+    config       a Grid, its dict, or a YAML file
+    output       the folder of the results (``results.sqlite``) and of kept networks
+    jobs         cells at once; default: as many as the machine has cores, 1: in this process
+    engine       ``local``, or ``ray``: on the cluster at ``ray_address``, or on one that is started here
+    device       where to train; default: GPUs where there are any, else the CPU, one thread a cell
+    say          is told, in one line, of what goes on
+    on_progress  is told of cells that begin, go on and end
+
+    A study that was killed goes on where it was: cells that are done, diverged or impossible are kept, cells that
+    failed are tried again. Every cell is a function of its settings alone, so the results are those of an
+    uninterrupted study, whatever ``jobs`` and ``engine`` are.
+
+    :raises UsageError: a grid that cannot be, or results in the folder of another training.
+    :raises DataError: a data set that is not there: nothing is run.
+    :raises LoadingError: a network that cannot be loaded: nothing is run.
+    :raises KeyboardInterrupt: Ctrl-C or SIGTERM; what is done is stored.
+
+    >>> import tempfile
+    >>> grid = {"models": "resnet8", "norms": ["bn", "gn"], "datasets": "digits", "seeds": 1,
+    ...         "training": {"steps": 2, "train_images": 64, "image_size": 8}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run_study(grid, folder, jobs=1).counts()
+    {'done': 2, 'diverged': 0, 'failed': 0, 'skipped': 0}
+    """
+    grid = _grid(config)
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs={jobs} must be at least 1")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"there is no engine {engine!r}; it is local or ray")
+    folder = Path(output)
+    cells = grid.cells()
+    check(grid)
+    with open_store(folder) as store, _terminated_is_interrupted():
+        _same_training(store, grid, folder)
+        known = store.outcomes()
+        todo = [cell for cell in cells if not _settled(known.get(cell.key), grid)]
+        if len(todo) < len(cells):
+            say(f"{len(cells) - len(todo)} of {len(cells)} cells have their results in {folder} already")
+        work = Work(grid, folder / "networks" if grid.keep_checkpoints else None, device)
+        done = len(cells) - len(todo)
+
+        def told(cell: Cell, share: float, outcome: Outcome | None = None) -> None:
+            if on_progress is not None:
+                on_progress(Progress(done, len(cells), cell, share, outcome))
+
+        if todo:
+            with closing(_run(work, todo, told, jobs, engine, ray_address)) as outcomes:
+                for outcome in outcomes:
+                    store.write(outcome)
+                    known[outcome.cell.key] = outcome
+                    done += 1
+                    told(outcome.cell, 1.0, outcome)
+    return Results(
+        name=grid.name,
+        title=grid.title,
+        training=grid.training.to_dict(),
+        outcomes=tuple(known[cell.key] for cell in cells),
+    )
+
+
+def _run(
+    work: Work, cells: Sequence[Cell], told: Any, jobs: int | None, engine: Engine, address: str | None
+) -> Generator[Outcome, None, None]:
+    if engine == "ray":
+        return on_ray(work, cells, told, jobs, address)
+    jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    if jobs == 1:
+        return serial(work, cells, told)
+    return processes(work, cells, told, jobs)
+
+
+def _grid(config: Grid | Mapping[str, Any] | str | os.PathLike[str]) -> Grid:
+    if isinstance(config, Grid):
+        return config
+    return Grid.from_dict(config) if isinstance(config, Mapping) else read_grid(config)
+
+
+def check(grid: Grid) -> dict[Cell, str]:
+    """Open every data set and load every network once, before hours are spent; the impossible cells, with reasons.
+
+    :raises DataError: a data set that is not there.
+    :raises LoadingError: a network that cannot be loaded.
+    """
+    impossible: dict[Cell, str] = {}
+    seen: dict[tuple[Any, ...], str | None] = {}
+    for cell in grid.cells():
+        reason = grid.impossible(cell)
+        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm)
+        if reason is None and kind not in seen:
+            seen[kind] = _problem(grid, cell)
+        reason = reason or seen.get(kind)
+        if reason is not None:
+            impossible[cell] = reason
+    return impossible
+
+
+def _problem(grid: Grid, cell: Cell) -> str | None:
+    try:
+        data = open_data(cell.dataset, grid.training.train_images, grid.training.test_images)
+    except DataError as error:
+        raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
+    try:
+        build_network(cell, data.classes, data.channels)
+    except LoadingError as error:
+        raise type(error)(f"the study's network {cell.model} cannot be used: {error}") from error
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _settled(outcome: Outcome | None, grid: Grid) -> bool:
+    if outcome is None or outcome.status == "failed":
+        return False
+    return outcome.status != "done" or not grid.analysis or outcome.looked is not None
+
+
+def _same_training(store: Store, grid: Grid, folder: Path) -> None:
+    """Results that were made with other settings are another study's."""
+    now = grid.training.to_dict()
+    before = store.facts().get("training")
+    if before is not None and before != now:
+        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in now if before.get(key) != now.get(key)]
+        raise UsageError(
+            f"the results in {folder} were made with another training: {', '.join(changed)}; "
+            "try another --output, or the settings of before"
+        )
+    versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"normsurgeon": __version__}
+    store.state({"name": grid.name, "title": grid.title, "training": now, "grid": grid.to_dict(), "versions": versions})
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM ends a study as Ctrl-C does: what is done is stored, and the workers go."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,122 @@
+"""From a cell to the network that it trains: loaded or new, with its activation and its norm."""
+
+from __future__ import annotations
+
+from timm.layers import activations as timm_activations
+from timm.layers import get_act_layer
+from torch import nn
+from torch.nn.modules import activation as torch_activations
+
+from normsurgeon.architectures import ModelSource
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.errors import UsageError
+from normsurgeon.inference import head_classes
+from normsurgeon.loading import load
+from normsurgeon.study.records import Cell
+from normsurgeon.study.small_resnets import SMALL
+from normsurgeon.surgery.plain import plain_swap
+from normsurgeon.surgery.rewriting import convert
+from normsurgeon.surgery.swapping import swap_layers
+from normsurgeon.training.heads import reset_head_
+from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
+
+GATES = ("Sigmoid", "Hardsigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "MultiheadAttention", "GLU")
+"""Classes beside the activations that are no activation of a layer: gates, probabilities, attention."""
+
+
+def build_network(cell: Cell, classes: int, channels: int) -> nn.Module:
+    """The network of a cell before it is trained, a function of the cell alone.
+
+    From scratch: random weights, the same for every norm of one seed, and every BatchNorm swapped for the norm.
+    Converted: the pretrained weights, a new head where it has other classes, and ``normsurgeon.convert``.
+
+    classes, channels  of the data set: 1 for grey images
+
+    :raises UsageError: what the network cannot have: groups that do not divide, an activation where it has none.
+    :raises NormSurgeonError: a network that cannot be loaded.
+
+    >>> net = build_network(Cell("resnet8", "digits", norm="gn:4"), classes=10, channels=1)
+    >>> net.bn1.num_groups
+    4
+    """
+    with own_random_state():
+        seed_everything(HEAD, cell.seed)
+        model = _loaded(cell, classes, channels)
+        if cell.activation != "default":
+            model = with_activation(model, cell.activation)
+        norm, groups = norm_of(cell)
+        if norm == "bn":
+            return model
+        if cell.start == "scratch":
+            return plain_swap(model.train(), norm, groups)
+        return convert(model.eval(), to=norm, groups=groups or "auto").model
+
+
+def norm_of(cell: Cell) -> tuple[str, int | None]:
+    """A cell's norm and its groups, None where they are not given.
+
+    >>> norm_of(Cell("resnet8", "digits", norm="gn:8"))
+    ('gn', 8)
+    """
+    norm, _, groups = cell.norm.partition(":")
+    return norm, int(groups) if groups else None
+
+
+def _loaded(cell: Cell, classes: int, channels: int) -> nn.Module:
+    if cell.model in SMALL:
+        if cell.start == "converted":
+            raise UsageError(
+                f"there are no pretrained weights of {cell.model}; try start: scratch, or a file that finetune wrote"
+            )
+        return SMALL[cell.model](num_classes=classes, in_chans=channels)
+    if cell.start == "scratch":
+        return load(cell.model, pretrained=False, num_classes=classes, in_chans=channels)
+    if _is_timm(cell.model):
+        return load(cell.model, num_classes=classes, in_chans=channels)
+    model = load(cell.model)
+    if head_classes(model, DataConfig.of(model)) != classes:
+        reset_head_(model, classes)
+    return model
+
+
+def _is_timm(name: str) -> bool:
+    try:
+        return ModelSource.parse(name).kind == "timm" and not name.endswith((".safetensors", ".pt", ".pth"))
+    except Exception:
+        return False
+
+
+def with_activation(model: nn.Module, name: str) -> nn.Module:
+    """A copy of a network whose activations are all ``name`` (timm's names); gates keep theirs.
+
+    :raises UsageError: an activation that timm does not know, or a network whose activations are no modules.
+
+    >>> net = with_activation(SMALL["resnet8"](), "silu")
+    >>> net.act1, net.layer1[0].act2
+    (SiLU(inplace=True), SiLU(inplace=True))
+    """
+    try:
+        made = get_act_layer(name)
+    except (KeyError, AssertionError):
+        made = None
+    if made is None:
+        raise UsageError(f"timm has no activation {name!r}; try relu, silu, gelu or leaky_relu")
+
+    def build(old: nn.Module) -> nn.Module:
+        return made(inplace=True) if getattr(old, "inplace", False) else made()
+
+    if not any(is_activation(module) for module in model.modules()):
+        raise UsageError(f"the activations of {type(model).__name__} are no modules, and cannot be swapped for {name}")
+    training = model.training
+    return swap_layers(model, lambda path, module: is_activation(module), build).model.train(training)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is an activation function (of torch's or timm's), and no gate.
+
+    >>> is_activation(nn.ReLU()), is_activation(nn.Sigmoid()), is_activation(nn.Linear(2, 2))
+    (True, False, False)
+    """
+    home = type(module).__module__
+    known = (torch_activations.__name__, timm_activations.__name__, "timm.layers.activations_me")
+    return home in known and type(module).__name__ not in GATES

@@ -1,0 +1,163 @@
+"""A cell's images: read, cut to size, pre-processed as fitted on the training split, and held where they fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.sources import ImageSource, open_source
+from normsurgeon.data.splitting import split_source
+from normsurgeon.errors import DataError
+from normsurgeon.study.preprocessing import MOST_IMAGES, Preprocessing, fit
+from normsurgeon.training.feeding import open_split, training_transform
+from normsurgeon.training.settings import Settings
+
+HELD_OUT = 0.2
+"""Share of a folder without splits that is only tested on."""
+
+MOST_BYTES = 1 << 30
+"""Images that take more than this as float32 are read anew in every pass."""
+
+TESTED_AT_ONCE = 250
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Both splits of a data set, before any network is known.
+
+    classes   how many there are; ``channels``: 1 for grey images, else 3
+    """
+
+    name: str
+    train: ImageSource
+    test: ImageSource
+    classes: int
+    channels: int
+
+
+@lru_cache(maxsize=8)
+def open_data(name: str, train_images: int | None = None, test_images: int | None = None) -> DataSet:
+    """The training and the test images of a data spec, at most so many of each, the same ones every time.
+
+    Data that comes in splits gives its own; of a folder of class folders a fifth is held out.
+
+    :raises DataError: no such data, or images without labels.
+
+    >>> data = open_data("digits", 100)
+    >>> len(data.train), len(data.test), data.classes, data.channels
+    (100, 360, 10, 1)
+    """
+    train = open_split(name, None, training=True)
+    test = open_split(name, None, training=False)
+    if not train.labelled:
+        raise DataError(f"the images of {name} have no labels, and a study compares accuracies; try class folders")
+    if train.streamed or test.streamed:
+        raise DataError(f"{name} is a stream, and a study shuffles; try a folder, or a torch/… data set")
+    if os.path.isdir(name) and _same(train, test):
+        whole = open_source(name)
+        train, test = split_source(whole, max(1, round(HELD_OUT * len(whole))), seed=0)
+    classes = len(train.class_names) if train.class_names else 1 + max(_labels(train))
+    if train_images is not None and train_images < len(train):
+        train = split_source(train, train_images, seed=1)[1]
+    if test_images is not None and test_images < len(test):
+        test = split_source(test, test_images, seed=2)[1]
+    first, _ = next(train.samples())
+    return DataSet(name, train, test, classes, 1 if first.mode in ("L", "1", "I;16", "I") else 3)
+
+
+def _same(train: ImageSource, test: ImageSource) -> bool:
+    return len(train) == len(test) and all(train.name_of(i) == test.name_of(i) for i in (0, len(train) - 1))
+
+
+def _labels(source: ImageSource) -> Iterator[int]:
+    known = getattr(source.reader, "labels", None)
+    if known is not None:
+        return (int(label) for label in known)
+    return (int(label or 0) for _, label in source.samples())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training and testing take.
+
+    train  batches ``(images (N, C, H, W), labels (N,))``, or a Dataset that augments or reads as it goes
+    test   batches
+    """
+
+    train: Any
+    test: Any
+    preprocessing: Preprocessing
+
+
+class _Lazy(Dataset[Any]):
+    """Images that are read, transformed and pre-processed when they are asked for."""
+
+    def __init__(self, source: ImageSource, transform: Callable[[Any], Tensor], preprocessing: Preprocessing) -> None:
+        self.source, self.transform, self.preprocessing = source, transform, preprocessing
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.source[index]
+        return self.preprocessing(self.transform(image)[None])[0], int(label or 0)
+
+
+def prepare(data: DataSet, config: DataConfig, preprocessing: str, settings: Settings) -> Prepared:
+    """Both splits, pre-processed as fitted on the training images.
+
+    config    of the network: its input size, interpolation and crop; ``preprocessing="model"`` takes its mean and std
+
+    :raises UsageError: images that the pre-processing cannot take (ZCA of large ones).
+    :raises DataError: an image that cannot be read.
+    """
+    plain = replace(config, mean=(0.0,) * config.input_size[0], std=(1.0,) * config.input_size[0])
+    fitted = _fitted(data, plain, (config.mean, config.std) if preprocessing == "model" else None, preprocessing)
+    train: Any
+    if settings.augment:
+        transform = training_transform(plain, settings, grey=data.channels == 1)
+        train = _Lazy(data.train, transform, fitted)
+    else:
+        train = _whole(data.train, plain, fitted)
+    test = _whole(data.test, plain, fitted)
+    return Prepared(train, test, fitted)
+
+
+def _whole(source: ImageSource, config: DataConfig, fitted: Preprocessing) -> Any:
+    """All images in memory where they fit; else a Dataset (of training images), or a loader (of test images)."""
+    channels, height, width = config.input_size
+    if 4 * channels * height * width * len(source) <= MOST_BYTES:
+        return _held(source, config, fitted)
+    lazy = _Lazy(source, config.transform(), fitted)
+    return DataLoader(lazy, batch_size=64)
+
+
+@lru_cache(maxsize=4)
+def _held(source: ImageSource, config: DataConfig, fitted: Preprocessing) -> list[tuple[Tensor, Tensor]]:
+    transform, batches = config.transform(), []
+    for first in range(0, len(source), TESTED_AT_ONCE):
+        samples = [source[i] for i in range(first, min(first + TESTED_AT_ONCE, len(source)))]
+        images = torch.stack([transform(image) for image, _ in samples])
+        batches.append((fitted(images), torch.tensor([int(label or 0) for _, label in samples])))
+    return batches
+
+
+@lru_cache(maxsize=8)
+def _fitted(data: DataSet, config: DataConfig, own: Any, name: str) -> Preprocessing:
+    transform = config.transform()
+    numbers = range(0, len(data.train), max(1, len(data.train) // MOST_IMAGES))  # spread evenly over the split
+
+    def batches() -> Iterator[Tensor]:
+        for first in range(0, len(numbers), TESTED_AT_ONCE):
+            chosen = numbers[first : first + TESTED_AT_ONCE]
+            yield torch.stack([transform(data.train[i][0]) for i in chosen])
+
+    return fit(name, batches(), own=own)

@@ -1,0 +1,207 @@
+"""One cell: build the network, prepare the images, train, test, look inside. An error becomes an outcome."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from normsurgeon.analysis.analyze import analyze
+from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.errors import CheckpointError, DivergedError, NormSurgeonError, TrainingStopped, UsageError
+from normsurgeon.evaluation import Evaluation, evaluate
+from normsurgeon.reporting.records import Report
+from normsurgeon.study.grid import Grid
+from normsurgeon.study.networks import build_network
+from normsurgeon.study.preparing import open_data, prepare
+from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome
+from normsurgeon.training.finetuning import finetune
+from normsurgeon.training.history import History
+from normsurgeon.training.settings import Settings
+from normsurgeon.weights import fit, read_file, write_atomically, write_safetensors
+
+ANALYSED = 128
+"""Held-out images that the analysis of a cell looks at."""
+
+MOST_POINTS = 60
+"""Points of a curve: a longer run has one every few epochs."""
+
+KEY = "normsurgeon_study"
+"""Where a kept network's file names its cell."""
+
+
+def run_cell(
+    grid: Grid,
+    cell: Cell,
+    *,
+    keep: Path | None = None,
+    device: str | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:
+    """What comes of a cell. Everything but an interruption becomes an outcome, with one line that says why.
+
+    keep         a file for the trained network
+    on_progress  is told of every update (see ``finetune``)
+
+    >>> grid = Grid(models="resnet8", norms="gn", datasets="digits", training={"steps": 2, "train_images": 64})
+    >>> run_cell(grid, grid.cells()[0]).status
+    'done'
+    """
+    began = time.perf_counter()
+    try:
+        reason = grid.impossible(cell)
+        if reason is not None:
+            return Outcome(cell, "skipped", reason)
+        outcome = _trained(grid, cell, keep, device, on_progress)
+    except (KeyboardInterrupt, TrainingStopped):
+        raise
+    except DivergedError as error:
+        outcome = Outcome(cell, "diverged", _line(error))
+    except UsageError as error:
+        return Outcome(cell, "skipped", _line(error))
+    except (NormSurgeonError, MemoryError) as error:
+        outcome = Outcome(cell, "failed", _line(error) or "out of memory")
+    except Exception as error:  # a cell that fails is not in the way of the others
+        outcome = Outcome(cell, "failed", f"{type(error).__name__}: {_line(error)}")
+    return replace(outcome, seconds=time.perf_counter() - began)
+
+
+def _trained(
+    grid: Grid, cell: Cell, keep: Path | None, device: str | None, on_progress: Callable[[dict[str, Any]], None] | None
+) -> Outcome:
+    shared = grid.training
+    data = open_data(cell.dataset, shared.train_images, shared.test_images)
+    model = build_network(cell, data.classes, data.channels)
+    config = config_of(model, shared.image_size)
+    settings = Settings(**grid.settings_for(cell), keep="last")
+    images = prepare(data, config, cell.preprocessing, settings)
+    by_epoch = shared.judge == "epoch"
+    before = evaluate(model, images.test, device=device) if cell.start == "converted" and not by_epoch else None
+    tuned = finetune(
+        model,
+        images.train,
+        images.test if by_epoch else None,
+        teacher=None,
+        settings=settings,
+        device=device,
+        say=lambda text: None,
+        on_progress=on_progress,
+    )
+    after = tuned.after or evaluate(tuned.model, images.test, device=device)
+    before = before or (tuned.before if cell.start == "converted" else None)
+    outcome = Outcome(
+        cell,
+        "done",
+        correct=round((after.top1 or 0.0) * after.images),
+        images=after.images,
+        loss=after.loss,
+        start_accuracy=before.top1 if before is not None else None,
+        curve=_curve(tuned.history, after, tuned.steps),
+        steps=tuned.steps,
+    )
+    if after.nonfinite or after.loss is None:
+        reason = f"the trained network's answers are not finite for {after.nonfinite} of {after.images} images"
+        return replace(outcome, status="diverged", reason=reason, correct=None, images=None, loss=None)
+    if keep is not None:
+        keep_network(tuned.model, cell, keep)
+    if grid.analysis:
+        outcome = replace(outcome, looked=_looked(tuned.model, images.test, device))
+    return outcome
+
+
+def config_of(model: nn.Module, size: int | None) -> DataConfig:
+    """How a network reads images; of another size where the study says so."""
+    config = DataConfig.of(model)
+    if size is not None:
+        config = replace(config, input_size=(config.input_size[0], size, size))
+    return config
+
+
+def _curve(history: History, after: Evaluation, steps: int) -> tuple[Epoch, ...]:
+    """A point after every epoch, of at most ``MOST_POINTS`` evenly spread, the last one with the result."""
+    judged = {row["step"]: row for row in history.epochs if row["step"]}
+    last = history.steps[-1]["epoch"] if history.steps else 0.0
+    per_epoch = steps / last if last else steps
+    ends = sorted({min(steps, round(per_epoch * k)) for k in range(1, int(last) + 2)} | {steps})
+    every = -(-len(ends) // MOST_POINTS)
+    ends = ends[len(ends) - 1 :: -every][::-1]
+    points, begin = [], 0
+    for end in ends:
+        losses = [row["loss"] for row in history.steps if begin < row["step"] <= end]
+        found = judged.get(end, {})
+        accuracy, loss = found.get("top1"), found.get("loss")
+        if end == steps:
+            accuracy, loss = after.top1, after.loss
+        mean = sum(losses) / len(losses) if losses else None
+        points.append(Epoch(end / per_epoch, end, mean, accuracy, loss))
+        begin = end
+    return tuple(points)
+
+
+def _looked(model: nn.Module, test: Iterable[Any], device: str | None) -> Looked:
+    report = analyze(model.eval(), test, max_images=ANALYSED, batch_size=32, methods=("fisher",), device=device)
+    scores = {score.name: score.score for each in report.sensitivity or () for score in each.layers}
+    return Looked(tuple(_layers(report, scores)), *_similarity(report))
+
+
+def _layers(report: Report, scores: dict[str, float | None]) -> Iterable[LayerSummary]:
+    for layer in report.statistics or ():
+        yield LayerSummary(
+            layer=layer.layer,
+            kind=layer.kind,
+            channels=layer.channels,
+            mean=layer.mean,
+            std=layer.std,
+            zero_fraction=layer.zero_fraction,
+            dead_fraction=layer.dead_channels / layer.channels if layer.channels else None,
+            effective_rank=layer.effective_rank,
+            group_fluctuation=layer.group_fluctuation,
+            sensitivity=scores.get(layer.layer),
+        )
+
+
+def _similarity(report: Report) -> tuple[tuple[str, ...], tuple[tuple[float | None, ...], ...]]:
+    found = report.similarity
+    return (found.layers, found.cka) if found is not None else ((), ())
+
+
+def keep_network(model: nn.Module, cell: Cell, path: Path) -> None:
+    """Write a trained network's weights, with its cell; atomically.
+
+    :raises CheckpointError: a file that cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps(cell.to_dict(), sort_keys=True)
+    write_atomically(path, lambda place: write_safetensors(place, state, {KEY: text}))
+
+
+def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
+    """A network that a study kept, in eval mode.
+
+    classes, channels  of its data set (channels: 1 for grey images)
+
+    :raises CheckpointError: a file that no study wrote.
+    """
+    state, rest = read_file(path)
+    text = rest.get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path} is no network that a study kept; try normsurgeon.load")
+    model = build_network(Cell.from_dict(json.loads(text)), classes, channels)
+    fit(model, state, str(path), lambda message: None)
+    return model.eval()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def single_threaded() -> None:
+    """One thread for a process that shares the machine with others, and the same sums on every machine."""
+    torch.set_num_threads(1)
