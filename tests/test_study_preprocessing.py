@@ -298,7 +298,7 @@ def test_the_names_are_those_that_a_grid_takes():
             UsageError,
             r"^images must be floats \(N, C, H, W\), and these are float32 of shape \(3, 4, 4\)$",
         ),
-        ("zca", [5], UsageError, r"^images must be floats \(N, C, H, W\), and these are a int$"),
+        ("zca", [5], UsageError, r"^images must be floats \(N, C, H, W\), and these are of type int$"),
         (
             "min-max",
             [torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 5, 4)],

@@ -21,6 +21,7 @@ PREPROCESSING = (
     "linear-prediction",
     "zca",
 )
+"""``model`` is the network's own mean and std; the others are fitted, see ``normsurgeon.study.preprocessing``."""
 
 STARTS = ("scratch", "converted")
 

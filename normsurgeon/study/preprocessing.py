@@ -98,4 +98,4 @@ def _checked(images: Tensor | Iterable[Tensor], most: int) -> Iterator[Tensor]:
 def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+    return f"of type {type(value).__name__}"
