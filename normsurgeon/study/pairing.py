@@ -37,17 +37,29 @@ def score(outcome: Outcome) -> float | None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every run's score, by setting, arm and seed; None where it has none."""
+    """Every run's score, by setting, arm and seed; None where it has none.
+
+    finished_only  whether a diverged run has no score rather than 0
+    """
 
     settings: tuple[Setting, ...]
     arms: tuple[tuple[Any, ...], ...]
     seeds: tuple[int, ...]
     runs: Mapping[tuple[Setting, tuple[Any, ...], int], Outcome]
+    finished_only: bool = False
 
     def score(self, setting: Setting, arm: tuple[Any, ...], seed: int) -> float | None:
         """The run's score, or None."""
         outcome = self.runs.get((setting, arm, seed))
-        return None if outcome is None else score(outcome)
+        if outcome is None or (self.finished_only and outcome.status == "diverged"):
+            return None
+        return score(outcome)
+
+    @property
+    def scored(self) -> tuple[tuple[Any, ...], ...]:
+        """The arms that have any score."""
+        known = {key[1] for key in self.runs if self.score(*key) is not None}
+        return tuple(arm for arm in self.arms if arm in known)
 
 
 @dataclass(frozen=True)

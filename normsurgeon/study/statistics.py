@@ -7,150 +7,25 @@ images, so they are averaged before anything is tested, and n is the number of s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from normsurgeon.study.estimates import estimate, holm, paired
-from normsurgeon.study.pairing import LR_LEVEL, Block, Grid, Setting, axis_order, complete, grid, score
+from normsurgeon.study.pairing import Block, Grid, Setting, axis_order, complete, grid
+from normsurgeon.study.quantities import Comparison, Crossing, Finished, Rank, Row, Scope
 from normsurgeon.study.rates import at_best_rates, best_rates
-from normsurgeon.study.records import AXES, Cell, Results
+from normsurgeon.study.records import AXES, Results
+from normsurgeon.study.slopes import slope_weights
 
-ALPHA = 0.05
-Scope = Literal["overall", "batch size", "setting", "best lr"]
 _FAMILIES: dict[str, str] = {"overall": "study", "batch size": "study", "setting": "setting", "best lr": "best lr"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell of the table, its seeds pooled: mean, 95 % Student-t interval and sd of the runs that finished.
-
-    cell   any of them: all axes but the seed are the same
-    n      runs with a result, behind mean, ci and sd; diverged, failed and skipped ones are counted beside it
-    """
-
-    cell: Cell
-    mean: float | None
-    ci: tuple[float, float] | None
-    sd: float | None
-    n: int
-    diverged: int
-    failed: int
-    skipped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """All axes but the seed, and the numbers, in one flat object."""
-        axes = {axis: value for axis, value in self.cell.to_dict().items() if axis != "seed"}
-        ci = None if self.ci is None else list(self.ci)
-        return {**axes, **{k: v for k, v in vars(self).items() if k not in ("cell", "ci")}, "ci": ci}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Norm ``a`` minus norm ``b``, paired by seed; a diverged run counts as 0 right (``pairing.score``).
-
-    scope       ``overall``: each seed's differences averaged over the settings; ``batch size``: each seed's slope of
-                the difference on log2(batch size), averaged over the rest; ``setting``: within one; ``best lr``:
-                overall, at the learning rate that each norm does best with on these same images
-    setting     what is held equal, of the axes that vary; () but for ``setting``
-    n           seeds; ``settings`` averaged over; ``pairs`` of runs used; ``lost``: pairs of the grid that are not
-    diverged_a, diverged_b  diverged runs among the pairs used
-    mean_a, mean_b, difference, ci, sd  of the per-seed numbers: accuracies, or accuracy per doubling
-    effect      Hedges' g_z; None where it has no value
-    p, p_holm   two-sided paired t test; adjusted within the comparison's family (``overall`` and ``batch size``
-                together, ``setting``, ``best lr``); None where there are fewer than 3 seeds
-    """
-
-    scope: Scope
-    a: str
-    b: str
-    setting: Setting
-    n: int
-    settings: int
-    pairs: int
-    lost: int
-    diverged_a: int
-    diverged_b: int
-    mean_a: float | None
-    mean_b: float | None
-    difference: float | None
-    ci: tuple[float, float] | None
-    sd: float | None
-    effect: float | None
-    p: float | None
-    p_holm: float | None = None
-
-    @property
-    def significant(self) -> bool:
-        """Whether the adjusted p is below 0.05."""
-        return self.p_holm is not None and self.p_holm < ALPHA
-
-    @property
-    def better(self) -> str | None:
-        """The more accurate norm where that is significant. Of a slope there is no better."""
-        if not self.significant or self.difference is None or self.scope == "batch size":
-            return None
-        return self.a if self.difference > 0 else self.b
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        setting = {axis: dict(value) if axis == "regularization" else value for axis, value in self.setting}
-        return {**asdict(self), "setting": setting, "ci": None if self.ci is None else list(self.ci),
-                "significant": self.significant, "better": self.better}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rank:
-    """A norm's place: 1 + the number of norms that are significantly better overall, so norms may share one.
-
-    rank   None where it has no result, or none of its comparisons could be tested
-    mean, ci, n, settings  over the seeds, each averaged over the settings where every ranked norm has a score
-    """
-
-    norm: str
-    rank: int | None
-    worse_than: tuple[str, ...]
-    mean: float | None
-    ci: tuple[float, float] | None
-    n: int
-    settings: int
-    diverged: int
-    failed: int
-    skipped: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        return {**asdict(self), "worse_than": list(self.worse_than), "ci": None if self.ci is None else list(self.ci)}
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """Norm × another axis: mean accuracy over the same seeds and other settings for all that have a score.
-
-    cells  one entry a (level, norm): level, norm, mean, ci, n, diverged
-    """
-
-    axis: str
-    levels: tuple[Any, ...]
-    norms: tuple[str, ...]
-    settings: int
-    lost: int
-    cells: tuple[tuple[Any, str, float | None, tuple[float, float] | None, int, int], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
-        keys = (self.axis, "norm", "mean", "ci", "n", "diverged")
-        plain = [dict(zip(keys, cell, strict=True)) for cell in self.cells]
-        for entry in plain:
-            entry["ci"] = None if entry["ci"] is None else list(entry["ci"])
-        return {"axis": self.axis, "settings": self.settings, "lost": self.lost, "cells": plain}
 
 
 def table(results: Results) -> tuple[Row, ...]:
     """One row for each cell, its seeds pooled.
 
-    >>> from normsurgeon.study.records import Outcome
+    >>> from normsurgeon.study.records import Cell, Outcome
     >>> runs = [Outcome(Cell("m", "d", seed=s), "done", correct=c, images=10) for s, c in enumerate((7, 8, 9))]
     >>> [(round(row.mean, 3), row.n) for row in table(Results("s", tuple(runs)))]
     [(0.8, 3)]
@@ -168,7 +43,7 @@ def table(results: Results) -> tuple[Row, ...]:
 def comparisons(results: Results) -> tuple[Comparison, ...]:
     """Every two norms: overall, in their slope on the batch size, in each setting, at each norm's best learning rate.
 
-    >>> from normsurgeon.study.records import Outcome
+    >>> from normsurgeon.study.records import Cell, Outcome
     >>> def run(norm, seed, right): return Outcome(Cell("m", "d", norm=norm, seed=seed), "done", None, right, 100)
     >>> runs = [run("bn", s, 80 + s) for s in range(4)] + [run("gn", s, 70 + 2 * s) for s in range(4)]
     >>> [(c.a, c.b, round(c.difference, 3), c.n, round(c.p_holm, 4)) for c in comparisons(Results("s", tuple(runs)))]
@@ -191,7 +66,7 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
     """The norms from the best to the worst; ``compared`` spares comparing them again."""
     it = grid(results)
     overall = [c for c in (comparisons(results) if compared is None else compared) if c.scope == "overall"]
-    scored = [arm for arm in it.arms if any(run[1] == arm and score(o) is not None for run, o in it.runs.items())]
+    scored = it.scored
     block = complete(it, scored)
     ranks = []
     for arm in it.arms:
@@ -213,7 +88,7 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
 def crossing(results: Results, axis: str) -> Crossing:
     """Accuracy by the axis' levels and the norms, with everything else averaged over alike."""
     it = grid(results, (axis, "norm"))
-    scored = [arm for arm in it.arms if any(run[1] == arm and score(o) is not None for run, o in it.runs.items())]
+    scored = it.scored
     block = complete(it, scored)
     cells = []
     for arm in it.arms:
@@ -225,71 +100,53 @@ def crossing(results: Results, axis: str) -> Crossing:
 
 
 def _overall(it: Grid, scope: Scope) -> Iterator[Comparison]:
-    for a, b in combinations(it.arms, 2):
-        block = complete(it, (a, b))
-        if block.settings or scope != "setting":
-            yield _compared(it, scope, block, a, b, _per_seed(it, block, a), _per_seed(it, block, b))
+    """Each seed's scores averaged over the settings."""
+    for a, b in combinations(it.scored, 2):
+        made = _compared(it, scope, a, b)
+        if made.n or scope != "setting":
+            yield made
 
 
 def _slopes(it: Grid) -> Iterator[Comparison]:
     """The interaction norm × batch size: least-squares slopes on log2(batch size), within each context of at least
     two sizes, averaged over contexts."""
-    for a, b in combinations(it.arms, 2):
-        block = complete(it, (a, b))
-        weights = _slope_weights(block.settings, it.settings)
-        if weights:
-            block = replace(block, settings=tuple(weights))
-            lines = (_weighted(it, weights, block.seeds, arm) for arm in (a, b))
-            yield _compared(it, "batch size", block, a, b, *lines)
+    made = (_compared(it, "batch size", a, b) for a, b in combinations(it.scored, 2))
+    return (comparison for comparison in made if comparison.n)
 
 
-def _slope_weights(settings: Iterable[Setting], tried: Iterable[Setting]) -> dict[Setting, float]:
-    """What each setting's accuracy counts in the mean slope: (x − x̄) / Σ(x − x̄)², x = log2(batch size).
-
-    Learning rates are matched between batch sizes by their place among those ``tried`` there.
-
-    >>> sizes = [(("batch_size", n),) for n in (2, 4, 8)]
-    >>> {dict(setting)["batch_size"]: weight for setting, weight in _slope_weights(sizes, sizes).items()}
-    {2: -0.5, 4: 0.0, 8: 0.5}
-    """
-    rates: dict[Setting, list[float]] = {}
-    for setting in tried:
-        rates.setdefault(_all_but(setting, "lr"), []).append(dict(setting).get("lr", 0.0))
-    contexts: dict[Setting, dict[Setting, float]] = {}
-    for setting in settings:
-        values = dict(setting)
-        if "batch_size" in values:
-            level = sorted(rates[_all_but(setting, "lr")]).index(values.get("lr", 0.0))
-            context = (*_all_but(setting, "lr", "batch_size"), (LR_LEVEL, level))
-            contexts.setdefault(context, {})[setting] = math.log2(values["batch_size"])
-    contexts = {context: sizes for context, sizes in contexts.items() if len(sizes) > 1}
-    weights: dict[Setting, float] = {}
-    for sizes in contexts.values():
-        middle = math.fsum(sizes.values()) / len(sizes)
-        spread = math.fsum((x - middle) ** 2 for x in sizes.values())
-        weights |= {setting: (x - middle) / spread / len(contexts) for setting, x in sizes.items()}
-    return weights
+def _compared(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> Comparison:
+    block, of_a, of_b = _lines(it, scope, a, b)
+    test = paired([x - y for x, y in zip(of_a, of_b, strict=True)])
+    mean_a, mean_b = estimate(of_a), estimate(of_b)
+    diverged_a, diverged_b = _diverged(it, block, a), _diverged(it, block, b)
+    finished = None
+    if diverged_a or diverged_b:
+        part, x, y = _lines(replace(it, finished_only=True), scope, a, b)
+        left = estimate([one - other for one, other in zip(x, y, strict=True)])
+        finished = Finished(left.mean, left.ci, left.n, len(part.settings))
+    return Comparison(
+        scope, *a, *b, it.settings[0] if scope == "setting" else (), test.n, len(block.settings),
+        len(block.settings) * len(block.seeds), block.lost, diverged_a, diverged_b, mean_a.mean, mean_b.mean, mean_a.ci,
+        mean_b.ci, test.mean, test.ci, test.sd, test.effect, test.p, finished=finished,
+    )  # fmt: skip
 
 
-def _all_but(setting: Setting, *axes: str) -> Setting:
-    return tuple(pair for pair in setting if pair[0] not in axes)
+def _lines(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Block, list[float], list[float]]:
+    """What a comparison is made on, and one number a seed for both norms."""
+    block = complete(it, (a, b))
+    if scope != "batch size":
+        return block, _per_seed(it, block, a), _per_seed(it, block, b)
+    weights = slope_weights(block.settings, it.settings)
+    if not weights:
+        return Block((), (), block.lost + len(block.settings) * len(block.seeds)), [], []
+    unused = (len(block.settings) - len(weights)) * len(block.seeds)
+    block = Block(tuple(weights), block.seeds, block.lost + unused)
+    return block, _weighted(it, weights, block.seeds, a), _weighted(it, weights, block.seeds, b)
 
 
 def _weighted(it: Grid, weights: dict[Setting, float], seeds: Sequence[int], arm: tuple[str]) -> list[float]:
     """One number a seed: the sum of the weighted scores."""
     return [math.fsum(w * (it.score(s, arm, seed) or 0.0) for s, w in weights.items()) for seed in seeds]
-
-
-def _compared(
-    it: Grid, scope: Scope, block: Block, a: tuple[str], b: tuple[str], of_a: Sequence[float], of_b: Sequence[float]
-) -> Comparison:
-    test = paired([x - y for x, y in zip(of_a, of_b, strict=True)])
-    setting = it.settings[0] if scope == "setting" else ()
-    counted = len(block.settings) * len(block.seeds)
-    diverged = (_diverged(it, block, a), _diverged(it, block, b))
-    means = (estimate(of_a).mean, estimate(of_b).mean)
-    return Comparison(scope, *a, *b, setting, test.n, len(block.settings), counted, block.lost, *diverged, *means,
-                      test.mean, test.ci, test.sd, test.effect, test.p)  # fmt: skip
 
 
 def _per_seed(it: Grid, block: Block, arm: tuple[Any, ...]) -> list[float]:

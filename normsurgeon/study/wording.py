@@ -49,30 +49,32 @@ def setting_label(setting: Setting) -> str:
     return ", ".join(words)
 
 
-def points(difference: float | None, signed: bool = False) -> str:
-    """A difference of fractions in percentage points.
+def points(difference: float | None, signed: bool = False, digits: int | None = None) -> str:
+    """A difference of fractions in percentage points: one decimal, two where one would show nothing.
 
-    >>> points(0.1234), points(-0.001, signed=True), points(None)
-    ('12.3', '−0.1', '–')
+    >>> points(0.1234), points(-0.0004), points(0.02, signed=True), points(None)
+    ('12.3', '−0.04', '+2.0', '–')
     """
     if difference is None:
         return DASH
-    text = f"{abs(100 * difference):.1f}" if abs(difference) >= 0.0005 else f"{abs(100 * difference):.2f}"
+    digits = (1 if abs(difference) >= 0.0005 else 2) if digits is None else digits
+    text = f"{abs(100 * difference):.{digits}f}"
     if float(text) == 0:
-        return "0.0"
+        return text
     return f"{'−' if difference < 0 else '+' if signed else ''}{text}"
 
 
 def interval(ci: tuple[float, float] | None, flip: bool = False) -> str:
     """A confidence interval in points; ``flip`` for the difference the other way round.
 
-    >>> interval((-0.02, 0.1)), interval((0.01, 0.02), flip=True), interval(None)
-    ('95 % CI −2.0 to 10.0', '95 % CI −2.0 to −1.0', 'no interval')
+    >>> interval((-0.0001, 0.1)), interval((0.01, 0.02), flip=True), interval(None)
+    ('95 % CI 0.0 to 10.0', '95 % CI −2.0 to −1.0', 'no interval')
     """
     if ci is None:
         return "no interval"
     low, high = (-ci[1], -ci[0]) if flip else ci
-    return f"95 % CI {points(low)} to {points(high)}"
+    digits = 1 if max(abs(low), abs(high)) >= 0.005 else 2
+    return f"95 % CI {points(low, digits=digits)} to {points(high, digits=digits)}"
 
 
 def plus_minus(ci: tuple[float, float] | None) -> str:
@@ -82,6 +84,15 @@ def plus_minus(ci: tuple[float, float] | None) -> str:
     ('± 1.0', '')
     """
     return "" if ci is None else f"± {points((ci[1] - ci[0]) / 2)}"
+
+
+def effect(g: float | None) -> str:
+    """An effect size with two decimals.
+
+    >>> effect(-1.234), effect(None)
+    ('−1.23', '–')
+    """
+    return DASH if g is None else f"{g:.2f}".replace("-", "−")
 
 
 def probability(p: float | None) -> str:

@@ -266,7 +266,9 @@
     height: 220, yaxis: { nticks: 5, exponentformat: "power" }, xaxis: { zeroline: false, title: { text: escape(spec.axis), standoff: 6, font: { color: cssColour("--muted"), size: 12 } } },
   })];
 
-  const kinds = { depth, heat, bars, sweep, curve };
+  // A page may bring kinds of its own: charts.js of the study does.
+  const more = window.moreCharts ? window.moreCharts({ layout, cssColour, faded, number, escape, short, fitting }) : {};
+  const kinds = { depth, heat, bars, sweep, curve, ...more };
   const boxes = Array.from(document.querySelectorAll("[data-plot]"));
   const config = { displayModeBar: false, displaylogo: false, showTips: false };
   const draw = (box) => {
@@ -320,6 +322,12 @@
       for (const other of group.children) other.setAttribute("aria-pressed", String(other === button));
       (choices[group.dataset.chart] ??= {})[group.dataset.choice] = button.dataset.option;
       draw(document.querySelector(`[data-plot="${group.dataset.chart}"]`));
+    });
+  }
+  for (const pick of document.querySelectorAll(".pick select")) {
+    pick.addEventListener("change", () => {
+      (choices[pick.dataset.chart] ??= {})[pick.dataset.choice] = pick.value;
+      draw(document.querySelector(`[data-plot="${pick.dataset.chart}"]`));
     });
   }
   for (const button of document.querySelectorAll(".chips button")) {

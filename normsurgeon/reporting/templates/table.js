@@ -45,7 +45,7 @@
       row.hidden = !fits;
       shown += fits;
     }
-    document.getElementById("layer-count").textContent = `${shown} of ${rows.length} layers`;
+    document.getElementById("layer-count").textContent = `${shown} of ${rows.length} ${table.dataset.rows || "layers"}`;
   };
   box.addEventListener("input", filter);
   if (kind) kind.addEventListener("change", filter);
