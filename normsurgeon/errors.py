@@ -11,6 +11,7 @@
     ├── TracingError                 the model could not be followed
     ├── ConversionError              the surgery could not be done
     ├── DataError                    no images, or none that can be read
+    ├── ProcessError                 another of the processes that share the work failed
     └── TrainingError                a training run that diverged, or cannot go on
         ├── DivergedError            the loss ceased to be finite
         └── TrainingStopped          a signal asked it to stop            (exit code 130)
@@ -67,6 +68,10 @@ class ConversionError(NormSurgeonError):
 
 class DataError(NormSurgeonError):
     """A data source that holds nothing to work on."""
+
+
+class ProcessError(NormSurgeonError):
+    """Another of the processes that share the work failed, or is gone."""
 
 
 class TrainingError(NormSurgeonError):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon.distributed import gather, own_device, own_share, together
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference import eval_mode, fetched_logits, name_of, placed
 from normsurgeon.views import Data, open_views
@@ -28,7 +29,8 @@ class Evaluation:
     top1, top5         share of images whose label is (among the five) most probable; None without labels
     top1_stderr        the binomial standard error of ``top1``
     loss               mean cross-entropy in nats; nan where some logits were not finite
-    images_per_second  of the model's forward alone, without the first batch where there are several
+    images_per_second  of the model's forward alone, without the first batch where there are several; of several
+                       processes, all together
     agreement          share of images on which the model and the baseline put the same class first
     kl                 mean KL(baseline ‖ model) of their softmaxes in nats; nan where logits were not finite
     nonfinite          how many images got logits that were not finite: those count as wrong
@@ -73,11 +75,15 @@ def evaluate(
     max_images   only so many: of a source, spread evenly over it; of batches, the first ones
     device       where to run; both models are put back afterwards. Default: where each model is
     workers      processes that decode images; 0: this one
-    on_progress  is told, after every batch, how many images are done and how many there are (None: not known)
+    on_progress  is told, after every batch, how many images are done and how many there are (None: not known); of
+                 several processes, each is told of its own
 
-    Both models are in eval mode meanwhile; every module's ``training`` flag is put back, also after an error.
+    Both models are in eval mode meanwhile; every module's ``training`` flag is put back, also after an error. Under
+    ``torchrun`` or ``accelerate launch`` every process calls this alike, sees its share of the images, and gets the
+    same answer; ``with normsurgeon.distributed.alone():`` is for one that evaluates by itself.
 
     :raises DataError: no images, none that can be read, or labels that the head cannot have.
+    :raises ProcessError: another of several processes failed.
     :raises UsageError: a model that is not a classifier, or a baseline with other classes.
 
     >>> import timm
@@ -87,11 +93,12 @@ def evaluate(
     """
     models = [model] if baseline is None else [model, baseline]
     with ExitStack() as stack:
+        stack.enter_context(together())
         for each in models:
-            stack.enter_context(placed(each, device))
+            stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
         stack.enter_context(torch.inference_mode())
-        views = open_views(data, models, batch_size, max_images, workers)
+        views = open_views(data, models, batch_size, max_images, workers, share=own_share())
         scores = _Scores()
         for images, labels in views:
             begin = time.perf_counter()
@@ -107,9 +114,18 @@ def evaluate(
             scores.add(logits, labels, reference, seconds)
             if on_progress is not None:
                 on_progress(scores.images + len(views.skipped), views.total)
+        found = gather((scores, views.skipped, views.failure()))
+    scores, skipped, failures = _Scores(), [], []
+    for part, unread, failure in found:
+        scores.merge(part)
+        skipped += unread
+        failures += [failure] if failure is not None else []
     if not scores.images:
-        raise DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)")
-    return scores.result(name_of(model), tuple(views.skipped))
+        raise next(
+            iter(failures),
+            DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)"),
+        )
+    return scores.result(name_of(model), tuple(skipped))
 
 
 def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]:
@@ -127,6 +143,9 @@ def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]
     return int(same.sum()), kl if both.all() else math.nan
 
 
+_MIXED = "some batches have labels and others have none; try one data set at a time"
+
+
 @dataclass
 class _Scores:
     """The sums behind an Evaluation, in float64, batch by batch."""
@@ -140,12 +159,13 @@ class _Scores:
     kl: float = 0.0
     nonfinite: int = 0
     timings: list[tuple[int, float]] = field(default_factory=list)
+    speed: float = 0.0
 
     def add(self, logits_NK: Tensor, labels_N: Tensor | None, reference_NK: Tensor | None, seconds: float) -> None:
         """Count one batch, all on the CPU; ``seconds`` is what the model's forward took."""
         finite = logits_NK.isfinite().all(dim=1)
         if self.labelled not in (None, labels_N is not None):
-            raise DataError("some batches have labels and others have none; try one data set at a time")
+            raise DataError(_MIXED)
         self.labelled = labels_N is not None
         self.images += len(logits_NK)
         self.nonfinite += int((~finite).sum())
@@ -162,11 +182,24 @@ class _Scores:
             self.agreeing = (self.agreeing or 0) + same
             self.kl += kl
 
+    def merge(self, other: _Scores) -> None:
+        """Take another process's sums in. Their speeds add up: they work at the same time."""
+        if not other.images:
+            return
+        if self.labelled not in (None, other.labelled):
+            raise DataError(_MIXED)
+        self.labelled = other.labelled
+        for name in ("images", "top1", "top5", "loss", "kl", "nonfinite"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        if other.agreeing is not None:
+            self.agreeing = (self.agreeing or 0) + other.agreeing
+        timings = other.timings[1:] or other.timings  # the first batch also pays for allocation and kernel choice
+        seconds = sum(spent for _, spent in timings)
+        self.speed += sum(count for count, _ in timings) / max(seconds, 1e-9)
+
     def result(self, name: str, skipped: tuple[str, ...]) -> Evaluation:
         """The sums as means."""
         top1 = self.top1 / self.images
-        timings = self.timings[1:] or self.timings  # the first batch also pays for allocation and kernel choice
-        seconds = sum(spent for _, spent in timings)
         return Evaluation(
             model=name,
             images=self.images,
@@ -174,7 +207,7 @@ class _Scores:
             top1=top1 if self.labelled else None,
             top5=self.top5 / self.images if self.labelled else None,
             loss=self.loss / self.images if self.labelled else None,
-            images_per_second=sum(count for count, _ in timings) / max(seconds, 1e-9),
+            images_per_second=self.speed,
             agreement=None if self.agreeing is None else self.agreeing / self.images,
             # Rounding can take it below zero; nan stays nan.
             kl=None if self.agreeing is None else max(self.kl / self.images, 0.0),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
+from normsurgeon.distributed import ALONE, Share
 from normsurgeon.errors import DataError, UsageError
 
 
@@ -43,16 +44,18 @@ class _Prepared(Dataset[Any]):
 
 
 class _PreparedStream(IterableDataset[Any]):
-    def __init__(self, source: ImageSource, transforms: list[Any], limit: int | None):
+    def __init__(self, source: ImageSource, transforms: list[Any], limit: int | None, own: Callable[[int], bool]):
         self.source = source
         self.prepared = _Prepared(source, transforms)
         self.limit = limit
+        self.own = own
 
     def __iter__(self) -> Iterator[Any]:
         for count, sample in enumerate(self.source):
             if count == self.limit:
                 return
-            yield self.prepared.prepare(sample)
+            if self.own(count):
+                yield self.prepared.prepare(sample)
 
 
 def unpacked(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -85,10 +88,12 @@ class Batches:
     batch_size  images a batch; fewer in the last one, and where images cannot be read
     max_images  take only so many, spread evenly over the source: its first ones are of its first classes
     workers     processes that decode; 0: this one
+    share       which of the batches to take: numbers ``rank``, ``rank + world``, … of those that one process makes
 
-    ``skipped`` holds the names of the images that the last iteration could not read.
+    ``skipped`` holds the names of the images that the last iteration could not read. ``failure`` is the error of a
+    last iteration that found none: one of several processes leaves it to whoever knows what the others found.
 
-    :raises DataError: while iterating, when there is no image that can be read.
+    :raises DataError: while iterating alone, when there is no image that can be read.
 
     >>> from normsurgeon.data.sources import open_source
     >>> images, labels = next(iter(Batches(open_source("digits"), DataConfig((3, 32, 32)), batch_size=4)))
@@ -103,6 +108,7 @@ class Batches:
         batch_size: int = 32,
         max_images: int | None = None,
         workers: int = 0,
+        share: Share = ALONE,
     ):
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
@@ -113,16 +119,28 @@ class Batches:
         self.batch_size = batch_size
         self.max_images = max_images
         self.workers = workers
+        self.share = share
         self.skipped: list[str] = []
+        self.failure: DataError | None = None
         self._transforms = [config.transform() for config in configs or (DataConfig(),)]
 
     @property
     def total(self) -> int | None:
-        """How many images will be tried; None for a stream of unknown length."""
+        """How many images will be tried, by this process; None for a stream of unknown length."""
+        count = self._count
+        return count if count is None or self.share.world == 1 else sum(map(self._own, range(count)))
+
+    @property
+    def _count(self) -> int | None:
+        """How many images all processes will try."""
         if self.source.streamed:
             return self.max_images
         count = len(self.source)
         return count if self.max_images is None else min(count, self.max_images)
+
+    def _own(self, number: int) -> bool:
+        """Whether this process's share has an image."""
+        return self.share.has(number // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         for views, labels in self.views():
@@ -130,9 +148,16 @@ class Batches:
 
     def views(self) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
         """Batches as ``(one tensor for each configuration, labels)``."""
+        for _, view in self.numbered():
+            yield view
+
+    def numbered(self) -> Iterator[tuple[int, tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]]:
+        """``views()``, each with the number of its first image among those of all processes, unreadable ones too."""
         self.skipped.clear()
+        self.failure = None
         tried, reason, read = 0, "there is none", 0
-        for samples in self._loader():
+        for batch, samples in enumerate(self._loader()):
+            first = (batch * self.share.world + self.share.rank) * self.batch_size
             good = [sample for sample in samples if not isinstance(sample, _Unreadable)]
             bad = [sample for sample in samples if isinstance(sample, _Unreadable)]
             tried, read = tried + len(samples), read + len(good)
@@ -142,19 +167,22 @@ class Batches:
                 views, labels = zip(*good, strict=True)
                 stacked = tuple(torch.stack(view) for view in zip(*views, strict=True))
                 unlabelled = any(label is None for label in labels)
-                yield stacked, None if unlabelled else torch.tensor(labels, dtype=torch.int64)
+                yield first, (stacked, None if unlabelled else torch.tensor(labels, dtype=torch.int64))
         if not read:
-            raise nothing_readable(self.source.name, tried, reason)
+            tried = tried if self.share.world == 1 else self._count or tried
+            self.failure = nothing_readable(self.source.name, tried, reason)
+            if self.share.world == 1:
+                raise self.failure
 
     def _loader(self) -> DataLoader[Any]:
         if self.source.streamed:
-            stream = _PreparedStream(self.source, self._transforms, self.max_images)
+            stream = _PreparedStream(self.source, self._transforms, self.max_images, self._own)
             return DataLoader(stream, self.batch_size, collate_fn=_as_they_are, generator=torch.Generator())
-        count, take = len(self.source), self.total or 0
+        count, take = len(self.source), self._count or 0
         return DataLoader(
             _Prepared(self.source, self._transforms),
             self.batch_size,
-            sampler=[number * count // take for number in range(take)],
+            sampler=[number * count // take for number in range(take) if self._own(number)],
             num_workers=self.workers,
             collate_fn=_as_they_are,
             generator=torch.Generator(),  # else its seed is drawn from the caller's random state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -249,27 +249,3 @@ def make_feed(
     if size < world:
         raise DataError(f"{name} has {len(samples)} images, too few for {world} processes")
     return Feed(samples, name, labelled, size, settings.seed, rank, world, workers, pinned)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Every ``world``-th sample of a reader, from ``rank`` on."""
-
-    reader: Any
-    rank: int
-    world: int
-
-    def __len__(self) -> int:
-        return len(range(self.rank, len(self.reader), self.world))
-
-    def __getitem__(self, index: int) -> Any:
-        return self.reader[self.rank + index * self.world]
-
-
-def part_of(data: Any, rank: int, world: int) -> Any:
-    """This process's share of validation data."""
-    if world == 1:
-        return data
-    if isinstance(data, ImageSource):
-        return replace(data, reader=_Part(data.reader, rank, world))
-    return list(data)[rank::world]

@@ -198,7 +198,7 @@ def finetune(
             stack.enter_context(eval_mode(teacher))
         judge = None
         if held_out is not None:
-            judge = Judge(held_out, teacher, accelerator.device, min(64, asked.batch_size), workers, rank, world)
+            judge = Judge(held_out, teacher, accelerator.device, min(64, asked.batch_size), workers)
         stop = stack.enter_context(stopped_by_signals())
         tell = say if main else (lambda text: None)
         keeper = Keeper(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from normsurgeon.errors import DataError
 from normsurgeon.evaluation import Evaluation, evaluate
 from normsurgeon.inference import classifier_logits
-from normsurgeon.training.feeding import part_of
 
 
 class Remembered(nn.Module):
@@ -40,7 +36,7 @@ class Remembered(nn.Module):
 
 
 class Judge:
-    """Evaluates on validation data, each process on its part."""
+    """Evaluates on validation data; several processes share it, and each must ask."""
 
     def __init__(
         self,
@@ -49,64 +45,24 @@ class Judge:
         device: torch.device,
         batch_size: int,
         workers: int,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
-        self.data = part_of(data, rank, world)
+        self.data = data
         self.teacher = Remembered(teacher) if teacher is not None else None
-        self.device, self.batch_size, self.workers, self.world = device, batch_size, workers, world
+        self.device, self.batch_size, self.workers = device, batch_size, workers
 
     def __call__(self, model: nn.Module) -> Evaluation:
         """How well the model does."""
-        found: Evaluation | None = None
-        try:
-            found = evaluate(
-                model,
-                self.data,
-                baseline=self.teacher,
-                batch_size=self.batch_size,
-                device=self.device,
-                workers=self.workers,
-            )
-        except DataError:
-            if self.world == 1:
-                raise
+        found = evaluate(
+            model,
+            self.data,
+            baseline=self.teacher,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+        )
         if self.teacher is not None:
             self.teacher.rewind()
-        if self.world == 1:
-            assert found is not None
-            return found
-        parts = [part for part in gather_object([found]) if part is not None]
-        if not parts:
-            raise DataError("there are no images to validate on; try another split")
-        return merged(parts)
-
-
-def merged(parts: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of what several processes evaluated."""
-    images = sum(part.images for part in parts)
-
-    def mean(name: str) -> float | None:
-        values = [(getattr(part, name), part.images) for part in parts]
-        if any(value is None for value, _ in values):
-            return None
-        return sum(value * count for value, count in values) / images
-
-    top1 = mean("top1")
-    return Evaluation(
-        model=parts[0].model,
-        images=images,
-        images_per_second=sum(part.images_per_second for part in parts),
-        skipped=sum(part.skipped for part in parts),
-        top1=top1,
-        top5=mean("top5"),
-        loss=mean("loss"),
-        agreement=mean("agreement"),
-        kl=mean("kl"),
-        top1_stderr=None if top1 is None else math.sqrt(top1 * (1 - top1) / images),
-        nonfinite=sum(part.nonfinite for part in parts),
-        skipped_files=tuple(name for part in parts for name in part.skipped_files),
-    )
+        return found
 
 
 def better(now: Evaluation, best: dict[str, Any] | None) -> bool:

@@ -1,0 +1,95 @@
+"""Two processes that share the images come to the answer of one: evaluate, calibrate, analyze, and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import normsurgeon as ns
+from normsurgeon.data.readers import Indexed
+from normsurgeon.data.sources import ImageSource
+from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
+from normsurgeon.errors import DataError, NormSurgeonError, ProcessError, UsageError
+from tests.conftest import randomise_
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    """A network with running statistics of its own, and another to compare it with; the same in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return tuple(randomise_(timm.create_model("test_resnet", num_classes=10)).eval() for _ in range(2))
+
+
+def batches(*sizes: int, labels: bool = True) -> list[tuple[Tensor, Tensor | None]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(size, 3, 32, 32, generator=generator),
+            torch.randint(0, 10, (size,), generator=generator) if labels else None,
+        )
+        for size in sizes
+    ]
+
+
+def evaluations() -> dict[str, Any]:
+    model, baseline = networks()
+    return {
+        "uneven batches": ns.evaluate(model, batches(5, 1, 7), baseline=baseline),
+        "fewer than processes": ns.evaluate(model, batches(1)),
+        "digits": ns.evaluate(model, "digits", batch_size=8, max_images=37),
+        "one image": ns.evaluate(model, "digits", max_images=1),
+        "limited batches": ns.evaluate(model, batches(5, 6, 7, labels=False), baseline=baseline, max_images=9),
+    }
+
+
+JOBS: dict[str, Callable[[], Any]] = {"evaluations": evaluations}
+
+
+def run_jobs(folder: Path) -> None:
+    found = {name: job() for name, job in JOBS.items()}
+    torch.save(found, folder / f"{own_share().rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [sys.executable, *LAUNCHER, __file__, str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def near(two: float | None, one: float | None, relative: float) -> bool:
+    return two is one is None or two == pytest.approx(one, rel=relative)
+
+
+def test_two_processes_score_what_one_scores(both):
+    alone = evaluations()
+    for name, one in alone.items():
+        for found in both:
+            two = found["evaluations"][name]
+            for exact in ("images", "top1", "top5", "agreement", "nonfinite", "skipped", "top1_stderr"):
+                assert getattr(two, exact) == getattr(one, exact), (name, exact)
+            for mean in ("loss", "kl"):
+                assert near(getattr(two, mean), getattr(one, mean), 1e-6), (name, mean)
+
+
+if __name__ == "__main__":
+    run_jobs(Path(sys.argv[1]))
