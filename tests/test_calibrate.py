@@ -17,7 +17,7 @@ import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.hooks import listening
 from normsurgeon.norms.catalogue import TARGETS
-from normsurgeon.recovery.calibration import match_
+from normsurgeon.recovery.matching import match_
 from normsurgeon.recovery.rebalancing import rescaled_affine
 from normsurgeon.surgery.whitening import Affine, Moments, matching_affine
 from tests.conftest import ConvNet, randomise_, stored_outputs

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normsurgeon.analysis import moments
+from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError
 from normsurgeon.hooks import listening
 from normsurgeon.inference import home_of
@@ -44,6 +45,15 @@ class Site:
             numbers = range(first_image, first_image + len(means))
             self.means += [(n, row) for n, row in zip(numbers, means, strict=False) if n % stride == 0]
 
+    def merge(self, table: moments.Table, means: list[tuple[int, NDArray[np.float32]]]) -> None:
+        """Take in what passed at the same place in another process."""
+        if len(table):
+            if len(self.table):
+                moments.merge(self.table, table)
+            else:
+                self.table = table.copy()
+        self.means += means
+
     @property
     def moments(self) -> Moments:
         """Mean and (population) variance of each channel, (C,) float64."""
@@ -73,21 +83,19 @@ def observe(
 ) -> int:
     """One forward pass over all images; the sites' sums are begun anew. Returns how many images there were.
 
-    The answer depends on neither the batch size nor the order of equal batches, up to rounding.
+    The answer does not depend on the batch size, nor on how many processes share the images, up to rounding.
 
-    :raises DataError: no images.
+    :raises DataError: no images, in any of the processes.
     """
     for site in sites:
         site.table, site.means = moments.empty(0), []
-    images, stride = 0, 1
-    for batch, _ in views:
+    images, end, stride = 0, 0, 1
+    for first, (batch, _) in views.numbered():
         x = batch[view if view < len(batch) else 0]
-        while (images + len(x) + stride - 1) // stride > MOST_IMAGES:  # thin out: every second one of those kept
-            stride *= 2
-            for site in sites:
-                site.means = [pair for pair in site.means if pair[0] % stride == 0]
+        end = first + len(x)
+        stride = _thinned(sites, stride, end)
 
-        def receiver(site: Site, first: int = images, every: int = stride) -> Callable[[Tensor], None]:
+        def receiver(site: Site, first: int = first, every: int = stride) -> Callable[[Tensor], None]:
             return lambda features: site.receive(features, first, every)
 
         with torch.inference_mode(), listening([(site.module, site.where, receiver(site)) for site in sites]):
@@ -95,9 +103,33 @@ def observe(
         images += len(x)
         if on_images is not None:
             on_images(len(x))
+    found = gather((images, end, views.failure(), [(site.table, site.means) for site in sites]))
+    images = sum(count for count, *_ in found)
     if not images:
-        raise DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
+        raise no_images(views, [failure for _, _, failure, _ in found])
+    for site, *parts in zip(sites, *(sums for *_, sums in found), strict=True):
+        site.table, site.means = moments.empty(0), []
+        for table, means in parts:
+            site.merge(table, means)
+    _thinned(sites, 1, max(end for _, end, *_ in found))
     return images
+
+
+def _thinned(sites: Sequence[Site], stride: int, images: int) -> int:
+    """Keep every second image's means, again and again, until no more than ``MOST_IMAGES`` are left; the new stride."""
+    before = stride
+    while -(-images // stride) > MOST_IMAGES:
+        stride *= 2
+    if stride > before:
+        for site in sites:
+            site.means = [pair for pair in site.means if pair[0] % stride == 0]
+    return stride
+
+
+def no_images(views: Views, failures: Sequence[DataError | None]) -> DataError:
+    """What to raise where no process found an image: what one of them found wrong with its own, if anything."""
+    known = [failure for failure in failures if failure is not None]
+    return known[0] if known else DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
 
 
 def run(model: nn.Module, images: Tensor) -> Any:

@@ -19,8 +19,9 @@ from normsurgeon.data.sources import ImageSource
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference import eval_mode, name_of, placed
-from normsurgeon.recovery.calibration import held_images, undone_on_error
+from normsurgeon.recovery.calibration import undone_on_error
 from normsurgeon.recovery.fitting import Fitting
+from normsurgeon.recovery.matching import held_images
 from normsurgeon.recovery.pairs import norm_pairs, originals_of
 from normsurgeon.recovery.recipe import Recipe
 from normsurgeon.surgery.rewriting import Conversion
