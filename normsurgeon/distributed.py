@@ -111,7 +111,7 @@ def gather(value: T) -> list[T]:
     return _exchange(value, None) if own_share().world > 1 else [value]
 
 
-def from_first(value: T) -> T:
+def from_first(value: T | None) -> T:
     """What the first process hands in; the others' value is not looked at."""
     return gather(value if is_first() else None)[0]  # type: ignore[return-value]
 

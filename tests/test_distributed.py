@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.data.readers import Indexed
-from normsurgeon.data.sources import ImageSource
-from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
-from normsurgeon.errors import DataError, NormSurgeonError, ProcessError, UsageError
+from normsurgeon.analysis import fused
+from normsurgeon.distributed import own_share
 from tests.conftest import randomise_
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -76,7 +74,28 @@ def smooth(count: int, seed: int = 1) -> Tensor:
     )
 
 
-JOBS: dict[str, Callable[[], Any]] = {"evaluations": evaluations, "calibrations": calibrations}
+def reports() -> dict[str, Any]:
+    model, baseline = networks()
+    gone_wrong = batches(4, 5, 6)
+    gone_wrong[1][0][2] = float("nan")
+    found = {
+        "uneven batches": ns.analyze(
+            model, batches(6, 5, 7, 4, 1), only=["statistics", "similarity"], baseline=baseline
+        ),
+        "not finite": ns.analyze(model, gone_wrong, only=["statistics"], kinds=["norm"]),
+        "digits": ns.analyze(model, "digits", only=["statistics"], kinds=["block"], batch_size=4, max_images=9),
+        "one image": ns.analyze(model, batches(1), only=["statistics"], kinds=["norm"]),
+        "sensitivity": ns.analyze(
+            model, batches(4, 3, 5), layers=["layer1.*"], methods=["taylor"], sensitivity_images=9
+        ),
+        "sensitivity alone": ns.analyze(
+            model, batches(4, 3, 5), only=["sensitivity"], methods=["taylor"], sensitivity_images=9
+        ),
+    }
+    return {name: report.to_dict() for name, report in found.items()}
+
+
+JOBS: dict[str, Callable[[], Any]] = {"evaluations": evaluations, "calibrations": calibrations, "reports": reports}
 
 
 def run_jobs(folder: Path) -> None:
@@ -90,7 +109,12 @@ def both(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
     done = subprocess.run(
         [sys.executable, *LAUNCHER, __file__, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={
+            **os.environ,
+            "NORMSURGEON_NUMBA": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -99,13 +123,22 @@ def both(tmp_path_factory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch) -> Iterator[None]:
+    """As in each of the two processes: another number of threads rounds differently, and compiled sums are float32."""
+    monkeypatch.setattr(fused, "available", lambda: False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def near(two: float | None, one: float | None, relative: float) -> bool:
     return two is one is None or two == pytest.approx(one, rel=relative)
 
 
 def test_two_processes_score_what_one_scores(both):
-    alone = evaluations()
-    for name, one in alone.items():
+    for name, one in evaluations().items():
         for found in both:
             two = found["evaluations"][name]
             for exact in ("images", "top1", "top5", "agreement", "nonfinite", "skipped", "top1_stderr"):
@@ -128,5 +161,31 @@ def test_two_processes_calibrate_to_the_weights_of_one(both):
             assert (first["weights"][key] - value).abs().max() <= 2e-5 * scale, (name, key)
 
 
+def test_two_processes_see_in_the_layers_what_one_sees(both):
+    for name, one in reports().items():
+        first, second = (found["reports"][name] for found in both)
+        assert first == second, name
+        for key in ("created", "seconds"):
+            one["provenance"][key] = first["provenance"][key]
+        differences = list(compared(first, one, name))
+        assert not differences, differences[:20]
+
+
+def compared(two: Any, one: Any, place: str) -> Iterator[str]:
+    """Where two documents differ: in more than the rounding of sums in another order."""
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        for key in one:
+            yield from compared(two[key], one[key], f"{place}.{key}")
+    elif isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)) and len(one) == len(two):
+        for number, parts in enumerate(zip(two, one, strict=True)):
+            yield from compared(*parts, f"{place}[{number}]")
+    elif isinstance(one, float) and isinstance(two, float):
+        if two != pytest.approx(one, rel=1e-9, abs=1e-12):
+            yield f"{place}: {two} and {one}"
+    elif two != one:
+        yield f"{place}: {two} and {one}"
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     run_jobs(Path(sys.argv[1]))

@@ -21,6 +21,7 @@ from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress
+from normsurgeon.distributed import ALONE, from_first, is_first, own_device, own_share, together
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference import eval_mode, home_of, name_of, placed
 from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
@@ -70,9 +71,13 @@ def analyze(
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for
     statistics and similarity together; memory does not grow with their number.
 
+    Under ``torchrun`` or ``accelerate launch`` every process calls this alike and gets the same report: they share the
+    images of statistics, similarity and comparison, batch by batch; sensitivity, which sees few, is the first's alone.
+
     :raises PatternError: a glob that matches no module.
     :raises UsageError: an unknown part, kind or method.
     :raises DataError: no images.
+    :raises ProcessError: another of several processes failed.
 
     >>> import timm
     >>> net = timm.create_model("test_resnet").eval()
@@ -87,44 +92,50 @@ def analyze(
     chosen = choose_layers(model, layers, kinds)
     theirs = _counterparts(baseline, layers, kinds) if baseline is not None else ()
     with ExitStack() as stack:
+        stack.enter_context(together())
         for each in models:
-            stack.enter_context(placed(each, device))
+            stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
-        views = open_views(data, models, batch_size, max_images, workers, classifiers=False)
         look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
+        share = own_share() if look.shared else ALONE
+        views = open_views(data, models, batch_size, max_images, workers, False, share, whole=True)
         look.run(model, baseline, views, on_progress)
-        sensitivity, points = _sensitivity(model, look.held, layers, chosen, methods, sweep, seed, parts, on_progress)
+        if not is_first():
+            return from_first(None)
+        sensitivity, points = _sensitivity(
+            model, look.first_images, layers, chosen, methods, sweep, seed, parts, on_progress
+        )
         where = str(home_of(model)[0])
-    comparison = None
-    if baseline is not None:
-        baseline_name = baseline_name or name_of(baseline)
-        comparison = look.comparison(baseline_name, rewritten_layers(model, baseline, (*chosen, *theirs)))
-    report = Report(
-        provenance=Provenance(
-            model=name or name_of(model),
-            baseline=baseline_name,
-            data=views.name,
-            images=look.images,
-            skipped=len(views.skipped) + look.left_out,
-            batch_size=batch_size,
-            seed=seed,
-            device=where,
-            labelled=look.labelled,
-            max_images=max_images,
-            command=command,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            seconds=time.perf_counter() - started,
-            versions=_versions(),
-            notes=look.notes(),
-        ),
-        statistics=look.statistics.results() if "statistics" in parts else None,
-        baseline_statistics=look.baseline_statistics.results() if "statistics" in parts and baseline else None,
-        similarity=look.similarity() if "similarity" in parts else None,
-        comparison=comparison,
-        sensitivity=sensitivity,
-        sweep=points,
-    )
-    return replace(report, findings=find(report))
+        comparison = None
+        if baseline is not None:
+            baseline_name = baseline_name or name_of(baseline)
+            comparison = look.comparison(baseline_name, rewritten_layers(model, baseline, (*chosen, *theirs)))
+        report = Report(
+            provenance=Provenance(
+                model=name or name_of(model),
+                baseline=baseline_name,
+                data=views.name,
+                images=look.images,
+                skipped=look.skipped + look.left_out,
+                batch_size=batch_size,
+                seed=seed,
+                device=where,
+                labelled=look.labelled,
+                max_images=max_images,
+                command=command,
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                seconds=time.perf_counter() - started,
+                versions=_versions(),
+                notes=look.notes(),
+            ),
+            statistics=look.statistics.results() if "statistics" in parts else None,
+            baseline_statistics=look.baseline_statistics.results() if "statistics" in parts and baseline else None,
+            similarity=look.similarity() if "similarity" in parts else None,
+            comparison=comparison,
+            sensitivity=sensitivity,
+            sweep=points,
+        )
+        return from_first(replace(report, findings=find(report)))
 
 
 def _sensitivity(

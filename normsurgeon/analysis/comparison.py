@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.similarity import grid
+from normsurgeon.distributed import gather
 from normsurgeon.reporting.records import LayerPair, LayerStatistics, Matrix
 
 Array = NDArray[np.float64]
@@ -31,6 +32,12 @@ class _Pair:
     products_C: Array = field(default_factory=lambda: np.zeros(0))
     squares_C: Array = field(default_factory=lambda: np.zeros(0))
     squares_baseline_C: Array = field(default_factory=lambda: np.zeros(0))
+
+    def merge(self, other: _Pair) -> None:
+        """Take in another process's sums."""
+        for name in vars(other):
+            if name != "channels":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass
@@ -81,6 +88,17 @@ class PairCollector:
         pair.products_C += product_NC.sum(0).cpu().numpy()
         pair.squares_C += a_NC.sum(0).cpu().numpy()
         pair.squares_baseline_C += b_NC.sum(0).cpu().numpy()
+
+    def gather_(self) -> None:
+        """Take in what the other processes compared."""
+        mine, *others = gather(self._pairs)
+        for pairs in others:
+            for name, pair in pairs.items():
+                if name in mine:
+                    mine[name].merge(pair)
+                else:
+                    mine[name] = pair
+        self._pairs = mine
 
     def results(
         self,

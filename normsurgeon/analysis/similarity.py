@@ -141,7 +141,6 @@ class SimilarityCollector:
     _hsic: list[Array] = field(default_factory=list)
     _gram: list[Array] = field(default_factory=list)
     _cosine: Array | None = None
-    _nonfinite: set[str] = field(default_factory=set)
 
     def add(self, kernels: Kernels, others: Kernels | None = None) -> None:
         """Take in one batch: ``others`` are the kernels of the second network for the same images."""
@@ -164,6 +163,27 @@ class SimilarityCollector:
         a = hsic_vectors(np.stack([kernels.centred[name] for name in mine]))
         b = hsic_vectors(np.stack([others.centred[name] for name in theirs])) if others is not None else a
         self._sum(self._hsic, [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)])
+
+    def merge(self, other: SimilarityCollector) -> None:
+        """Take in the sums of another process, over other batches."""
+        if not other.rows:
+            return
+        if not self.rows:
+            self.rows, self.columns = other.rows, other.columns
+        if (other.rows, other.columns) != (self.rows, self.columns):
+            raise AssertionError("the layers changed from process to process")
+        self.images += other.images
+        self.used += other.used
+        self.batches += other.batches
+        self.smallest = min((n for n in (self.smallest, other.smallest) if n), default=0)
+        for total, parts in ((self._hsic, other._hsic), (self._gram, other._gram)):
+            if parts:
+                self._sum(total, parts)
+        if self._cosine is not None and other._cosine is not None:
+            both = np.isnan(self._cosine) & np.isnan(other._cosine)
+            self._cosine = np.where(both, np.nan, np.nan_to_num(self._cosine) + np.nan_to_num(other._cosine))
+        elif other._cosine is not None:
+            self._cosine = other._cosine
 
     def _add_grams(self, kernels: Kernels, others: Kernels | None) -> None:
         a = np.stack([kernels.grams[name].ravel() for name in self.rows])

@@ -17,6 +17,7 @@ from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
 from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.sampling import VectorSample
+from normsurgeon.distributed import gather
 from normsurgeon.reporting.records import LayerStatistics
 
 TAU = 0.025
@@ -29,9 +30,8 @@ Array = NDArray[np.float64]
 
 @dataclass
 class _Sums:
-    """Everything that is remembered of one layer."""
+    """Everything that is remembered of one layer: plain types and arrays, which go from process to process."""
 
-    layer: Layer
     shape: tuple[int, ...]
     table: Array
     sample: VectorSample
@@ -40,12 +40,22 @@ class _Sums:
     first_nonfinite: int | None = None
     nonfinite: float = 0.0
 
+    def merge(self, other: _Sums) -> None:
+        """Take in what another process remembers of the layer."""
+        if len(other.table) != len(self.table):
+            return
+        moments.merge(self.table, other.table)
+        self.sample.merge(other.sample.vectors, other.sample.priorities)
+        firsts = [n for n in (self.first_nonfinite, other.first_nonfinite) if n is not None]
+        self.first_nonfinite = min(firsts, default=None)
+
 
 @dataclass
 class StatisticsCollector:
     """Takes in layers' outputs as ``captured`` hands them over, and sums them up.
 
-    Call ``begin(images)`` before each forward pass, then let ``on_input`` and ``on_output`` receive.
+    Call ``begin(images)`` before each forward pass, then let ``on_input`` and ``on_output`` receive. One of several
+    processes tells ``begin`` the number of the first image among all of theirs, too, and calls ``gather_`` at the end.
     """
 
     layers: Sequence[Layer]
@@ -57,17 +67,12 @@ class StatisticsCollector:
     _fluctuations: dict[str, Fluctuation | None] = field(default_factory=dict)
     _last: tuple[Any, int, moments.Seen] | None = None
 
-    def begin(self, images: int) -> None:
-        """Announce a forward pass over so many images."""
-        self.images += self._batch
+    def begin(self, images: int, first: int | None = None) -> None:
+        """Announce a forward pass over so many images, of which the first has that number; default: the next one."""
+        self.images = self.images + self._batch if first is None else first
         self._batch = images
         self._passes += 1
         self._last = None
-
-    @property
-    def seen(self) -> int:
-        """Images so far."""
-        return self.images + self._batch
 
     def on_output(self, layer: Layer, x: Tensor) -> None:
         """Take in what ``layer`` has just returned."""
@@ -75,7 +80,7 @@ class StatisticsCollector:
         channels = x_NCP.shape[1]
         sums = self._sums.get(layer.name)
         if sums is None:
-            sums = _Sums(layer, tuple(x.shape[1:]), moments.empty(channels), VectorSample(channels, self.seed))
+            sums = _Sums(tuple(x.shape[1:]), moments.empty(channels), VectorSample(channels, self.seed))
             self._sums[layer.name] = sums
         if len(sums.table) != channels:
             return  # a module called with another number of channels: the first number is what is described
@@ -106,17 +111,31 @@ class StatisticsCollector:
             seen = moments.update(moments.empty(x.shape[1]), x_NCP)
         fluctuation.add(seen.means_NC, seen.variances_NC)
 
+    def gather_(self) -> None:
+        """Take in what the other processes saw, layer by layer, so that memory does not grow with their number."""
+        for layer in self.layers:
+            parts = gather((self._sums.pop(layer.name, None), self._fluctuations.pop(layer.name, None)))
+            for sums, fluctuation in parts:
+                if sums is not None and layer.name in self._sums:
+                    self._sums[layer.name].merge(sums)
+                elif sums is not None:
+                    self._sums[layer.name] = sums
+                known = self._fluctuations.setdefault(layer.name, fluctuation)
+                if known is not None and fluctuation is not None and known is not fluctuation and fluctuation.images:
+                    known.merge(fluctuation.images, fluctuation.sums)
+
     def results(self) -> tuple[LayerStatistics, ...]:
         """One record a layer, in the order of the first forward pass; layers that it did not reach are left out."""
-        return tuple(_summary(sums, self._fluctuations.get(name)) for name, sums in self._sums.items())
+        layers = {layer.name: layer for layer in self.layers}
+        return tuple(_summary(layers[name], sums, self._fluctuations.get(name)) for name, sums in self._sums.items())
 
 
 def _same(a: Tensor | None, b: Tensor) -> bool:
     return a is not None and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
-def _summary(sums: _Sums, fluctuation: Fluctuation | None) -> LayerStatistics:
-    table, layer = sums.table, sums.layer
+def _summary(layer: Layer, sums: _Sums, fluctuation: Fluctuation | None) -> LayerStatistics:
+    table = sums.table
     whole = moments.pooled(table)[0]
     values = whole[moments.COUNT]
     some = table[:, moments.COUNT] > 0

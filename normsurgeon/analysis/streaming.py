@@ -13,6 +13,7 @@ from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
+from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError
 from normsurgeon.evaluation import compare_logits
 from normsurgeon.inference import first_tensor, home_of
@@ -25,7 +26,7 @@ Progress = Callable[[str, int, "int | None"], None]
 
 @dataclass
 class Pass:
-    """The one pass over the images, and everything that is summed up in it."""
+    """The one pass over the images, and everything that is summed up in it; of several processes, all know it then."""
 
     layers: tuple[Layer, ...]
     baseline_layers: tuple[Layer, ...]
@@ -38,7 +39,8 @@ class Pass:
     agreeing: int = 0
     kl: float = 0.0
     compared: int = 0
-    held: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    skipped: int = 0
+    held: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.statistics = StatisticsCollector(self.layers, self.seed)
@@ -50,15 +52,15 @@ class Pass:
 
     def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, progress: Progress | None) -> None:
         """Both networks over all images, batch by batch: the baseline first."""
-        for images, labels in views:
+        for first, (images, labels) in views.numbered():
             images, labels = self._finite(images, labels)
             count = len(images[0])
             if not count:
                 continue
             self.labelled = labels is not None
-            self._hold(images[0], labels)
+            self._hold(first, images[0], labels)
             self.images += count
-            if not (self.counting or self.similar):  # the images to hold are all that is wanted
+            if not self.shared:  # the images to hold are all that is wanted
                 if self.images >= self.hold:
                     self.images = self.hold
                     break
@@ -69,11 +71,11 @@ class Pass:
                 kernels = self.baseline_kernels if self.similar else None
                 receivers: list[Receiver] = [self.pairs.on_baseline]
                 theirs = self._forward(
-                    baseline, self.baseline_layers, images[-1], self.baseline_statistics, kernels, receivers
+                    baseline, self.baseline_layers, images[-1], first, self.baseline_statistics, kernels, receivers
                 )
             receivers = [self.pairs.on_output] if baseline is not None else []
             kernels = self.kernels if self.similar else None
-            ours = self._forward(model, self.layers, images[0], self.statistics, kernels, receivers)
+            ours = self._forward(model, self.layers, images[0], first, self.statistics, kernels, receivers)
             self._agree(ours, theirs)
             if self.similar:
                 self.within.add(self.kernels)
@@ -81,12 +83,19 @@ class Pass:
                     self.between.add(self.kernels, self.baseline_kernels)
             if progress is not None:
                 progress("looking at layers", self.images + len(views.skipped), views.total)
+        self.skipped = len(views.skipped)
+        failures = self._gather_(views.failure()) if self.shared else []
         if not self.images:
-            raise DataError(
+            raise next(iter(failures), None) or DataError(
                 f"there are no images to analyze in {views.name}"
                 + (f": all {self.left_out} hold values that are not finite" if self.left_out else "")
                 + "; try another --data, or demo"
             )
+
+    @property
+    def shared(self) -> bool:
+        """Whether processes share the images. Where only some are wanted to hold, each takes all of those."""
+        return self.counting or self.similar
 
     @property
     def similar(self) -> bool:
@@ -103,12 +112,13 @@ class Pass:
         model: nn.Module,
         layers: tuple[Layer, ...],
         images: Tensor,
+        first: int,
         statistics: StatisticsCollector,
         kernels: Kernels | None,
         receivers: list[Receiver],
     ) -> Tensor | None:
         if self.counting:
-            statistics.begin(len(images))
+            statistics.begin(len(images), first)
             receivers = [*receivers, statistics.on_output]
         if kernels is not None:
             kernels.begin(len(images))
@@ -132,10 +142,50 @@ class Pass:
         self.left_out += int((~fine).sum())
         return tuple(view[fine] for view in images), labels[fine.to(labels.device)] if labels is not None else None
 
-    def _hold(self, images: Tensor, labels: Tensor | None) -> None:
-        room = self.hold - sum(len(held) for held, _ in self.held)
+    def _hold(self, first: int, images: Tensor, labels: Tensor | None) -> None:
+        room = self.hold - sum(len(held) for _, held, _ in self.held)
         if room > 0:
-            self.held.append((images[:room].clone(), labels[:room].clone() if labels is not None else None))
+            self.held.append((first, images[:room].clone(), labels[:room].clone() if labels is not None else None))
+
+    @property
+    def first_images(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The images to measure sensitivity with, and their labels."""
+        return [(images, labels) for _, images, labels in self.held]
+
+    def _gather_(self, failure: DataError | None) -> list[DataError]:
+        """Take in what the other processes saw; what they found wrong with their images."""
+        sums = ("images", "left_out", "agreeing", "kl", "compared", "skipped")
+        mine = [getattr(self, name) for name in sums]
+        found = gather((mine, self.labelled, failure, self.kernels.sizes, self.within, self.between))
+        if len(found) == 1:
+            return []
+        for name, values in zip(sums, zip(*(part[0] for part in found), strict=True), strict=True):
+            setattr(self, name, sum(values))
+        self.labelled = any(part[1] for part in found)
+        self.within, self.between = SimilarityCollector(), SimilarityCollector()
+        for _, _, _, sizes, within, between in found:
+            self.kernels.sizes |= sizes
+            self.within.merge(within)
+            self.between.merge(between)
+        for collector in (self.statistics, self.baseline_statistics, self.pairs):
+            collector.gather_()
+        self._gather_held_()
+        return [part[2] for part in found if part[2] is not None]
+
+    def _gather_held_(self) -> None:
+        """The first images of all processes' together: only those are sent."""
+        everyones = sorted(pair for pairs in gather([(first, len(x)) for first, x, _ in self.held]) for pair in pairs)
+        wanted, room = {}, self.hold
+        for first, count in everyones:
+            if room > 0:
+                wanted[first] = min(room, count)
+            room -= count
+        sent = [
+            (first, images[:count], labels[:count] if labels is not None else None)
+            for first, images, labels in self.held
+            if (count := wanted.get(first, 0))
+        ]
+        self.held = sorted((piece for part in gather(sent) for piece in part), key=lambda piece: piece[0])
 
     def _agree(self, ours: Tensor | None, theirs: Tensor | None) -> None:
         if ours is None or theirs is None or ours.ndim != 2 or ours.shape != theirs.shape:
