@@ -22,9 +22,9 @@ from normsurgeon.reporting.records import Report
 from normsurgeon.reporting.standouts import standouts
 from normsurgeon.reporting.worst import worst_pairs
 
-_TEMPLATES = "normsurgeon.reporting", "templates"
+TEMPLATES = "normsurgeon.reporting", "templates"
 _SEVERITIES = ("problem", "warning", "notice", "good")
-_ICONS = {
+ICONS = {
     "problem": '<path d="M4.1 0h5.8L14 4.1v5.8L9.9 14H4.1L0 9.9V4.1z"/>',
     "warning": '<path d="M7 .5 14 13.5H0z"/>',
     "notice": '<circle cx="7" cy="7" r="6.2"/>',
@@ -78,7 +78,7 @@ def page(report: Report) -> str:
             findings=report.findings,
             show_findings=bool(report.findings or measured),
             standouts=standouts(report, rows),
-            icons={name: Markup(path) for name, path in _ICONS.items()},
+            icons={name: Markup(path) for name, path in ICONS.items()},
             sections=[*sections, ("provenance", "Provenance")],
             chart_sections=chart_sections,
             kinds=list(dict.fromkeys(shared["kinds"])),
@@ -90,7 +90,7 @@ def page(report: Report) -> str:
             css=asset("page.css"),
             charts_js=asset("charts.js"),
             table_js=asset("table.js"),
-            plotly=_plotly() if charts else "",
+            plotly=plotly() if charts else "",
         )
     )
 
@@ -136,7 +136,7 @@ def _sections(report: Report, rows: tuple[LayerRow, ...], shared: dict[str, Any]
 def environment() -> Environment:
     """The templates, with every value escaped."""
     made = Environment(
-        loader=PackageLoader(*_TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=PackageLoader(*TEMPLATES), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     made.filters |= {
         "breakable": breakable,
@@ -174,7 +174,8 @@ def asset(name: str) -> Markup:
 
 
 @functools.cache
-def _plotly() -> Markup:
+def plotly() -> Markup:
+    """Plotly's script, as it ships."""
     from plotly.offline import get_plotlyjs
 
     return Markup(get_plotlyjs())

@@ -1,0 +1,92 @@
+// The study's own kinds of chart, drawn by the report's charts.js: lines with intervals, and differences.
+window.moreCharts = (helpers) => {
+  "use strict";
+  const { layout, cssColour, faded, number, escape, short, fitting } = helpers;
+  const symbols = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star"];
+  const tone = (i) => cssColour(`--tone-${i % 8}`);
+  const points = (x) => (100 * x).toFixed(1).replace("-", "−");
+  const title = (text) => ({ text: escape(text), standoff: 8, font: { color: cssColour("--muted"), size: 12 } });
+
+  // The view for the options chosen, or the first; and the last option, which names the measure.
+  const view = (spec, chosen) => {
+    const keys = Object.keys(spec.views);
+    const first = keys[0].split("|");
+    const key = spec.choices ? spec.choices.map((name, i) => chosen[name] ?? first[i]).join("|") : chosen.view ?? keys[0];
+    return [spec.views[key] || [], key.split("|").pop()];
+  };
+
+  const lines = (spec, box, chosen) => {
+    const [series, measure] = view(spec, chosen);
+    const percent = spec.percent || (spec.percents || []).includes(measure) || (spec.scales || {})[measure] === "percent";
+    const log = (spec.scales || {})[measure] === "log" && series.every((line) => line.y.every((y) => y > 0));
+    const say = (y) => (percent ? `${points(y)} %` : number(y));
+    const traces = [];
+    series.forEach((line, i) => {
+      const colour = tone(line.tone);
+      // Whiskers at one batch size would hide each other: each norm stands a little beside the last.
+      const x = spec.log ? line.x.map((v) => v * 2 ** (0.055 * (i - (series.length - 1) / 2))) : line.x;
+      if (spec.band && line.low) {
+        const known = line.x.map((_, k) => k).filter((k) => line.low[k] !== null);
+        const edge = { x: known.map((k) => x[k]), mode: "lines", line: { width: 0 }, hoverinfo: "skip", type: "scatter", showlegend: false };
+        traces.push({ ...edge, y: known.map((k) => line.low[k]) });
+        traces.push({ ...edge, y: known.map((k) => line.high[k]), fill: "tonexty", fillcolor: faded(colour, 0.15) });
+      }
+      traces.push({
+        type: "scatter", mode: line.x.length > 40 ? "lines" : "lines+markers", name: escape(line.name), x, y: line.y,
+        line: { color: colour, width: 2 }, marker: { color: colour, size: line.x.length > 20 ? 5 : 8, symbol: symbols[line.tone % 8] },
+        error_y: !spec.band && line.low ? {
+          type: "data", symmetric: false, color: colour, thickness: 1.5, width: 4,
+          array: line.y.map((y, k) => (line.high[k] === null ? 0 : line.high[k] - y)),
+          arrayminus: line.y.map((y, k) => (line.low[k] === null ? 0 : y - line.low[k])),
+        } : { visible: false },
+        text: line.x.map((v, k) => `<b>${escape(line.name)}</b> ${say(line.y[k])}` +
+          (line.low && line.low[k] !== null ? `<br>95 %: ${say(line.low[k])} to ${say(line.high[k])}` : "") +
+          `<br>${spec.names ? escape(spec.names[v]) : `${escape(spec.x)} ${number(v)}, ${escape(line.said[k])}`}`),
+        hovertemplate: "%{text}<extra></extra>",
+      });
+    });
+    // An interval of two seeds may be wider than all accuracies there are: the axis follows the means.
+    const seen = series.flatMap((line) => line.y.flatMap((y, k) => [y, ...(line.low && line.low[k] !== null
+      ? [Math.max(line.low[k], percent ? 0 : line.low[k]), Math.min(line.high[k], percent ? 1 : line.high[k])] : [])]));
+    const [low, high] = [Math.min(...seen), Math.max(...seen)];
+    const pad = 0.06 * (high - low || 0.1);
+    const n = (spec.names || []).length;
+    const xaxis = spec.names ? { range: [-0.03 * n - 0.5, 1.03 * n - 0.5], ...fitting(spec.ticks, n, box.clientWidth - 60, 16) }
+      : spec.log ? { type: "log", tickmode: "array", tickvals: spec.at, ticktext: spec.at.map(String), title: title(spec.x) }
+        : { title: title(spec.x) };
+    return [traces, layout(box, {
+      height: 400, showlegend: true, margin: { l: 8, r: 8, t: 10, b: 8 },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: cssColour("--ink"), size: 12 } },
+      xaxis: { zeroline: false, ...xaxis },
+      yaxis: { title: title(spec.y || measure), zeroline: false, nticks: 7,
+        ...(log ? { type: "log", exponentformat: "power" } : { range: [low - pad, high + pad] }), ...(percent ? { tickformat: ".0%" } : {}) },
+    })];
+  };
+
+  const differences = (spec, box, chosen) => {
+    const [rows] = view(spec, chosen);
+    const narrow = box.clientWidth < 480;
+    const at = rows.map((_, i) => i);
+    const [ink, muted, surface] = ["--accent", "--muted", "--surface"].map(cssColour);
+    const trace = {
+      type: "scatter", mode: "markers", x: rows.map((r) => 100 * r.x), y: at,
+      marker: { size: 9, color: rows.map((r) => (r.significant ? ink : surface)), line: { width: 1.8, color: rows.map((r) => (r.significant ? ink : muted)) } },
+      error_x: {
+        type: "data", symmetric: false, color: muted, thickness: 1.5, width: 4,
+        array: rows.map((r) => (r.high === null ? 0 : 100 * (r.high - r.x))), arrayminus: rows.map((r) => (r.low === null ? 0 : 100 * (r.x - r.low))),
+      },
+      text: rows.map((r) => `<b>${escape(r.name)}</b><br>${points(r.x)} points` +
+        (r.low === null ? "" : `, 95 %: ${points(r.low)} to ${points(r.high)}`) +
+        `<br>Holm p ${r.p === null ? "–" : number(r.p)}, n = ${r.n}`),
+      hovertemplate: "%{text}<extra></extra>",
+    };
+    return [[trace], layout(box, {
+      height: Math.max(2, rows.length) * (rows.length > 12 ? 22 : 34) + 70,
+      xaxis: { title: title("points"), zeroline: true, zerolinecolor: muted, zerolinewidth: 1.5, nticks: narrow ? 5 : 9 },
+      yaxis: { range: [rows.length - 0.4, -0.6], showgrid: false, zeroline: false, tickmode: "array", tickvals: at,
+        ticktext: rows.map((r) => escape(short(r.name, narrow ? 22 : 64)) + " ") },
+    })];
+  };
+
+  return { lines, differences };
+};
