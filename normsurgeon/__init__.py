@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from normsurgeon.recovery.reconstruction import Reconstruction as Reconstruction
     from normsurgeon.recovery.reconstruction import reconstruct as reconstruct
     from normsurgeon.reporting.records import Report as Report
+    from normsurgeon.study.answer import Answer as Answer
+    from normsurgeon.study.experiment import run_study as run_study
     from normsurgeon.surgery.plain import plain_swap as plain_swap
     from normsurgeon.surgery.planning import ConversionPlan as ConversionPlan
     from normsurgeon.surgery.planning import plan as plan
@@ -55,6 +57,8 @@ _HOME = {
     "evaluate": "evaluation",
     "demonstrate": "demonstration",
     "plain_swap": "surgery.plain",
+    "Answer": "study.answer",
+    "run_study": "study.experiment",
     "NormSite": "graph.sites",
     "find_sites": "graph.sites",
     "inspect": "graph.inventory",

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from normsurgeon.distributed import is_first
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, phases, print_json, say
@@ -75,7 +76,10 @@ def analyze(
         ),
     ] = False,
 ) -> None:
-    """Statistics, similarity and sensitivity of MODEL's layers, as a report."""
+    """Statistics, similarity and sensitivity of MODEL's layers, as a report.
+
+    Under torchrun and accelerate launch the processes share the images; sensitivity is measured by the first.
+    """
     # Read when torch is loaded, below: else its idle threads would spin on the cores that statistics run on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     files = [(path, ending) for path, ending in ((html, ".html"), (csv, ".csv"), (json_file, ".json")) if path]
@@ -111,7 +115,7 @@ def analyze(
             baseline_name=baseline,
             command=shlex.join(["normsurgeon", *sys.argv[1:]]),
         )
-    for path, _ in files:
+    for path, _ in files if is_first() else ():
         say(f"wrote {report.save(path)}")
     if json:
         print_json(report.to_dict())

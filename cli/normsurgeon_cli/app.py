@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from normsurgeon_cli import analyze, convert, demo, evaluate, finetune, inspect, predict
+from normsurgeon_cli import analyze, convert, demo, evaluate, finetune, inspect, predict, study
 from normsurgeon_cli.boundary import guarded, set_debug
 from normsurgeon_cli.options import Command
 
@@ -40,7 +40,7 @@ def root(
     """
 
 
-for module in (inspect, convert, evaluate, predict, analyze, finetune, demo):
+for module in (inspect, convert, evaluate, predict, analyze, finetune, study, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, cls=Command)(guarded(getattr(module, name)))
 

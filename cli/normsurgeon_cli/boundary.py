@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from normsurgeon.distributed import error_is_shared, is_first
 from normsurgeon.errors import NormSurgeonError
 from normsurgeon_cli.console import error_line
 
@@ -44,7 +45,8 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except NormSurgeonError as error:
             if _state["debug"]:
                 raise
-            error_line(str(error))
+            if is_first() or not error_is_shared(error):
+                error_line(str(error))
             raise typer.Exit(error.exit_code) from None
         except MemoryError:
             error_line("out of memory; try a smaller --batch-size")
@@ -53,6 +55,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             if _state["debug"]:
                 raise
             text = " ".join(str(error).split())
+            # Told by the process that has it also where the first knows: its --debug shows where.
             error_line(f"unexpected {type(error).__name__}: {text}; --debug shows where (please report it)")
             raise typer.Exit(1) from None
 

@@ -1,4 +1,7 @@
-"""What the commands print with: results on standard output, progress and messages on standard error."""
+"""What the commands print with: results on standard output, progress and messages on standard error.
+
+Of several processes under a launcher only the first one speaks; of errors, each tells those that are its own.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from normsurgeon.distributed import is_first
 from normsurgeon.reporting.text import plain_table
 
 _NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
@@ -30,12 +34,12 @@ class _Console(Console):
 
 def out() -> Console:
     """Standard output. Made anew each time, so that a redirected stream is honoured."""
-    return _Console(highlight=False)
+    return _Console(highlight=False, quiet=not is_first())
 
 
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, quiet=not is_first())
 
 
 def program() -> str:
@@ -51,13 +55,15 @@ def say(message: str) -> None:
 
 def error_line(message: str) -> None:
     """An error, on one line."""
-    console = err()
+    console = Console(stderr=True, highlight=False)
     console.print("error: ", style="bold red", end="")
     console.print(" ".join(message.split()), markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output and nothing else."""
+    if not is_first():
+        return
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
@@ -65,6 +71,8 @@ def print_json(document: Any) -> None:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off."""
     console = out()
+    if not is_first():
+        return
     if not console.is_terminal:
         if title:
             print(title)
@@ -98,7 +106,7 @@ def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None],
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not is_first(),
     )
     with bar:
         task = bar.add_task(first, total=None)
@@ -109,7 +117,7 @@ def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None],
 def status(description: str) -> Iterator[None]:
     """A spinner on standard error, at a terminal only."""
     console = err()
-    if console.is_terminal:
+    if console.is_terminal and is_first():
         with console.status(description):
             yield
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from normsurgeon.distributed import is_first
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, phases, print_json, print_table, program, say, status
@@ -54,7 +55,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Unlabelled images to match the new norms' outputs on: seconds. A folder, demo, digits, …",
+            help="Unlabelled images to match the new norms' outputs on: seconds, with at most 512 of them unless "
+            "--max-images says more. A folder, demo, digits, …",
             show_default=False,
         ),
     ] = None,
@@ -88,7 +90,8 @@ def convert(
     """Convert the BatchNorm layers of MODEL to another norm and keep what the network computes.
 
     Without data, the norm's input is whitened by folding the running statistics into the layer before it. Unlabelled
-    images bring back more: --calibrate in seconds, --reconstruct in minutes.
+    images bring back more: --calibrate in seconds, --reconstruct in minutes. Under torchrun and accelerate launch the
+    processes share the images of --calibrate; the rest is the first's.
     """
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
@@ -134,13 +137,13 @@ def convert(
                 ns.calibrate(
                     result, calibrate, batch_size=batch_size, max_images=max_images, device=where, on_progress=advance
                 )
-        if reconstruct is not None:
+        if reconstruct is not None and is_first():
             with phases("reconstructing") as advance:
                 settings: dict[str, Any] = {"batch_size": batch_size, "max_images": max_images}
                 settings.update({} if steps is None else {"steps": steps})
                 ns.reconstruct(result, reconstruct, device=where, on_progress=advance, **settings)
         events = result.history
-        if output is not None:
+        if output is not None and is_first():
             with status(f"writing {output} …"):
                 written = ns.save(result, output, say=say)
     if json:

@@ -31,7 +31,10 @@ def evaluate(
     random_init: options.RandomInit = False,
     json: options.Json = False,
 ) -> None:
-    """Measure MODEL on images: top-1, top-5, mean loss, images a second."""
+    """Measure MODEL on images: top-1, top-5, mean loss, images a second.
+
+    Under torchrun and accelerate launch the processes share the images.
+    """
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
     import normsurgeon as ns

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from normsurgeon.distributed import is_first
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import err, out, print_json, print_table, program, say, status
@@ -147,8 +147,7 @@ def finetune(
     }  # fmt: skip
     if to is None and groups != "auto":
         raise UsageError("--groups belongs to --to, which is not there")
-    first = int(os.environ.get("RANK", "0")) == 0
-    tell: Callable[[str], None] = say if first else (lambda text: None)
+    first = is_first()
     with _quiet(not first):
         from normsurgeon.training.finetuning import UNSET
         from normsurgeon.training.finetuning import finetune as run
@@ -171,11 +170,10 @@ def finetune(
                 settings=settings,
                 device=device,
                 workers=workers,
-                say=tell,
+                say=say,
                 on_progress=follow,
             )
-    if first:
-        _show(tuned, model, json)
+    _show(tuned, model, json)
 
 
 def _converted(network: Any, model: str, to: str, groups: str, random_init: bool) -> Any:

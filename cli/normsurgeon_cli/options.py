@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from normsurgeon.distributed import from_first, own_device, own_share
 from normsurgeon.errors import UsageError
 from normsurgeon_cli.console import say, status
 
@@ -62,11 +63,18 @@ def load(model: str, weights: Path | None = None, random_init: bool = False) -> 
     with status(f"loading {model} …"):
         import normsurgeon as ns
 
+        if random_init and own_share().world > 1:
+            import torch
+
+            torch.manual_seed(from_first(torch.seed()))  # the same network in every process
         return ns.load(model, weights=weights, pretrained=not random_init, say=say)
 
 
-def device_or_default(device: str | None) -> str | None:
-    """The device asked for; else cuda where there is one, and None (where the model is) where there is not."""
+def device_or_default(device: str | None) -> Any:
+    """The device asked for; else cuda where there is one, and None (where the model is) where there is not.
+
+    Under a launcher each process's own GPU.
+    """
     import torch
 
-    return "cuda" if device is None and torch.cuda.is_available() else device
+    return own_device("cuda" if device is None and torch.cuda.is_available() else device)

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
     def start(number: int) -> tuple[Connection, Any]:
         ours, theirs = context.Pipe()
         device = f"cuda:{number % devices}" if devices else work.device
-        mine = Work(work.grid, work.networks, device)
-        process = context.Process(target=_serve, args=(theirs, mine), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, replace(work, device=device)), daemon=True)
         process.start()
         theirs.close()
         return ours, process

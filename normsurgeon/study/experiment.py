@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from normsurgeon.errors import DataError, LoadingError, UsageError
+from normsurgeon.study.answer import Answer, answer
 from normsurgeon.study.engines import Work, processes, serial
 from normsurgeon.study.grid import Grid, read_grid
 from normsurgeon.study.networks import build_network
@@ -51,8 +52,8 @@ def run_study(
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Results:
-    """Run every cell of a grid that has no result in ``output`` yet, and return all results.
+) -> Answer:
+    """Run every cell of a grid that has no result in ``output`` yet, and return what all of them say.
 
     config       a Grid, its dict, or a YAML file
     output       the folder of the results (``results.sqlite``) and of kept networks
@@ -75,7 +76,7 @@ def run_study(
     >>> grid = {"models": "resnet8", "norms": ["bn", "gn"], "datasets": "digits", "seeds": 1,
     ...         "training": {"steps": 2, "train_images": 64, "image_size": 8}}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     run_study(grid, folder, jobs=1).counts()
+    ...     run_study(grid, folder, jobs=1).results.counts()
     {'done': 2, 'diverged': 0, 'failed': 0, 'skipped': 0}
     """
     grid = _grid(config)
@@ -106,12 +107,8 @@ def run_study(
                     known[outcome.cell.key] = outcome
                     done += 1
                     told(outcome.cell, 1.0, outcome)
-    return Results(
-        name=grid.name,
-        title=grid.title,
-        training=grid.training.to_dict(),
-        outcomes=tuple(known[cell.key] for cell in cells),
-    )
+    outcomes_in_order = tuple(known[cell.key] for cell in cells)
+    return answer(Results(grid.name, outcomes_in_order, grid.title, grid.training.to_dict()))
 
 
 def _run(
@@ -141,7 +138,7 @@ def check(grid: Grid) -> dict[Cell, str]:
     seen: dict[tuple[Any, ...], str | None] = {}
     for cell in grid.cells():
         reason = grid.impossible(cell)
-        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm)
+        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm, cell.batch_size)
         if reason is None and kind not in seen:
             seen[kind] = _problem(grid, cell)
         reason = reason or seen.get(kind)
@@ -156,6 +153,7 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
     except DataError as error:
         raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
     try:
+        data.check_batch(cell.batch_size)
         build_network(cell, data.classes, data.channels)
     except LoadingError as error:
         raise type(error)(f"the study's network {cell.model} cannot be used: {error}") from error

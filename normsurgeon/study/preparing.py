@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.splitting import split_source
-from normsurgeon.errors import DataError
+from normsurgeon.errors import DataError, UsageError
 from normsurgeon.study.preprocessing import MOST_IMAGES, Preprocessing, fit
 from normsurgeon.training.feeding import open_split, training_transform
 from normsurgeon.training.settings import Settings
@@ -41,6 +41,17 @@ class DataSet:
     test: ImageSource
     classes: int
     channels: int
+
+    def check_batch(self, batch_size: int) -> None:
+        """Whether a batch can be filled: a smaller one would be trained at another batch's learning rate.
+
+        :raises UsageError: when it cannot.
+        """
+        if batch_size > len(self.train):
+            raise UsageError(
+                f"batch_size={batch_size} is more than the {len(self.train)} training images of {self.name}; "
+                "try a smaller batch"
+            )
 
 
 @lru_cache(maxsize=8)

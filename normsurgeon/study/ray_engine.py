@@ -55,6 +55,7 @@ def on_ray(
 
 def _start(ray: Any, jobs: int | None, address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves workers beside anything else that computes
     options: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level="error", **options)

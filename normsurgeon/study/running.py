@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from normsurgeon.analysis.analyze import analyze
@@ -77,6 +76,7 @@ def _trained(
 ) -> Outcome:
     shared = grid.training
     data = open_data(cell.dataset, shared.train_images, shared.test_images)
+    data.check_batch(cell.batch_size)
     model = build_network(cell, data.classes, data.channels)
     config = config_of(model, shared.image_size)
     settings = Settings(**grid.settings_for(cell), keep="last")
@@ -200,8 +200,3 @@ def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
-
-
-def single_threaded() -> None:
-    """One thread for a process that shares the machine with others, and the same sums on every machine."""
-    torch.set_num_threads(1)

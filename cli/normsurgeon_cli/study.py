@@ -1,0 +1,181 @@
+"""normsurgeon study: norms compared over a grid of settings, as an experiment that can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from normsurgeon.errors import UsageError
+from normsurgeon_cli.console import err, out, print_json, print_table, progress, say, status
+
+if TYPE_CHECKING:
+    from normsurgeon.study.experiment import Progress
+    from normsurgeon.study.grid import Grid
+
+
+def study(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A grid as a YAML file (docs/study.md), or one that is shipped: quick.yaml, batch-size.yaml, "
+            "activations.yaml, preprocessing.yaml.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where results go. Default: study-NAME.", show_default=False
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and about how long they take; run none.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Cells at once. Default: one for each core.", show_default=False),
+    ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="local, or ray: on a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="auto, or ray://HOST:10001. Default: Ray here.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1. Default: GPUs where there are any.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The report. Default: report.html in the results.", show_default=False),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")
+    ] = False,
+) -> None:
+    """Train every cell of a grid of settings, and say what the norms differ in, with intervals.
+
+    The same command goes on with a study that was stopped.
+    """
+    from normsurgeon.study import shipped
+    from normsurgeon.study.grid import read_grid
+
+    if ray_address is not None and engine != "ray":
+        raise UsageError("--ray-address goes with --engine ray")
+    if html is not None and html.suffix != ".html":
+        raise UsageError(f"{html}: the report is a page, and its name must end in .html")
+    grid = read_grid(shipped.find(config))
+    if dry_run:
+        _dry_run(grid, jobs, json)
+        return
+    folder = output or Path(f"study-{grid.name}")
+    with status(f"looking at the {len(grid.cells())} cells of {grid.name} …"):
+        from normsurgeon.study.experiment import run_study
+    try:
+        with _view(grid) as watch:
+            answer = run_study(
+                grid,
+                folder,
+                jobs=jobs,
+                engine=engine,  # type: ignore[arg-type]
+                ray_address=ray_address,
+                device=device,
+                say=say,
+                on_progress=watch,
+            )
+    except KeyboardInterrupt:
+        say(f"stopped; what is done is in {folder}, and the same command goes on")
+        raise
+    page = answer.save(html or folder / "report.html")
+    answer.save(folder / "answer.json")
+    if json:
+        print_json(answer.to_dict())
+    else:
+        out().print(answer) if out().is_terminal else print(answer)
+    say(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
+
+
+def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
+    with status("loading data sets and networks …"):
+        import os
+
+        from normsurgeon.study.estimating import estimate_seconds
+        from normsurgeon.study.experiment import check
+        from normsurgeon.study.records import AXES
+
+        impossible = check(grid)
+    cells = grid.cells()
+    possible = [cell for cell in cells if cell not in impossible]
+    jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    with progress("timing a few updates") as advance:
+        seconds = estimate_seconds(grid, possible, jobs, advance)
+    if json:
+        listed = [{**cell.to_dict(), "key": cell.key, "impossible": impossible.get(cell)} for cell in cells]
+        print_json({"study": grid.name, "cells": listed, "seconds": seconds, "jobs": jobs})
+        return
+    varying = [axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1] or ["norm"]
+    rows = [[*(cell.label(axis) for axis in varying), impossible.get(cell, "")] for cell in cells]
+    print_table([*(axis.replace("_", " ") for axis in varying), "skipped because"], rows)
+    same = ", ".join(f"{axis.replace('_', ' ')} {cells[0].label(axis)}" for axis in AXES if axis not in varying)
+    skipped = f", {len(impossible)} of them impossible" if impossible else ""
+    print(f"{len(cells)} cells{skipped}; all: {same}")
+    print(f"about {_duration(seconds)} in {jobs} {'process' if jobs == 1 else 'processes'} on this machine's CPU")
+
+
+def _duration(seconds: float) -> str:
+    """Rounded as the estimate deserves.
+
+    >>> _duration(45), _duration(100), _duration(5000)
+    ('1 minute', '2 minutes', '1.4 hours')
+    """
+    if seconds < 90 * 60:
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    return f"{seconds / 3600:.1f} hours"
+
+
+@contextmanager
+def _view(grid: Grid) -> Iterator[Any]:
+    """At a terminal a bar for the study and one for each running cell; elsewhere a line for each that is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = err()
+    live = console.is_terminal
+    cells = grid.cells()
+    varying = [axis for axis in cells[0].to_dict() if len({getattr(cell, axis) for cell in cells}) > 1]
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not live,
+    )
+    tasks: dict[Any, Any] = {}
+
+    def name(cell: Any) -> str:
+        return " · ".join(f"{axis.replace('_', ' ')} {cell.label(axis)}" for axis in varying) or cell.norm
+
+    with bar:
+        whole = bar.add_task(grid.name, total=len(cells))
+
+        def watch(told: Progress) -> None:
+            found = told.outcome
+            bar.update(whole, completed=told.done)
+            if found is None:
+                if told.cell not in tasks:
+                    tasks[told.cell] = bar.add_task(name(told.cell), total=100)
+                bar.update(tasks[told.cell], completed=round(100 * told.share))
+                return
+            if told.cell in tasks:
+                bar.remove_task(tasks.pop(told.cell))
+            accuracy = found.accuracy
+            result = f"{100 * accuracy:.2f} %" if accuracy is not None else f"{found.status}: {found.reason}"
+            if not live or found.status != "done":
+                say(f"{told.done}/{told.total}  {name(told.cell)}: {result}  ({found.seconds:.0f} s)")
+
+        yield watch

@@ -1,0 +1,340 @@
+"""A study that runs: stored cell by cell, resumed, the same however it is run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from normsurgeon.errors import CheckpointError, DataError, LoadingError, UsageError
+from normsurgeon.evaluation import evaluate
+from normsurgeon.study import experiment
+from normsurgeon.study.engines import Work, processes
+from normsurgeon.study.experiment import run_study
+from normsurgeon.study.grid import Grid
+from normsurgeon.study.preparing import open_data, prepare
+from normsurgeon.study.records import Cell, Outcome
+from normsurgeon.study.running import config_of, load_kept, run_cell
+from normsurgeon.study.store import open_store, read_store
+from normsurgeon.training.settings import Settings
+
+TINY = {"epochs": 1, "train_images": 128, "test_images": 100, "image_size": 8}
+GRID = {
+    "name": "tiny",
+    "models": "resnet8",
+    "norms": ["bn", "gn", "gn:3"],
+    "datasets": "digits",
+    "batch_sizes": [16, 32],
+    "seeds": 2,
+    "training": TINY,
+}
+
+
+def without_time(outcomes) -> list[Outcome]:
+    return [replace(outcome, seconds=0.0) for outcome in outcomes]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, list[Outcome]]:
+    """The tiny study, uninterrupted, in this process."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, without_time(run_study(GRID, folder, jobs=1).results.outcomes)
+
+
+def test_every_cell_has_an_outcome_and_impossible_ones_their_reason(whole):
+    _, outcomes = whole
+    assert [outcome.status for outcome in outcomes] == 2 * [*4 * ["done"], *2 * ["skipped"]]
+    assert {o.reason for o in outcomes if o.status == "skipped"} == {
+        "3 groups do not divide the 16 channels of bn1; try a divisor of them"
+    }
+    for outcome in outcomes[:4]:
+        assert outcome.images == 100
+        assert outcome.accuracy == outcome.correct / 100
+        assert outcome.steps == 128 // outcome.cell.batch_size
+        assert outcome.curve[-1].accuracy == outcome.accuracy
+
+
+def test_the_same_seeds_give_the_same_table_again(whole, tmp_path):
+    _, outcomes = whole
+    assert without_time(run_study(GRID, tmp_path, jobs=1).results.outcomes) == outcomes
+
+
+def test_parallel_processes_give_the_table_of_one(whole, tmp_path):
+    _, outcomes = whole
+    assert without_time(run_study(GRID, tmp_path, jobs=2).results.outcomes) == outcomes
+
+
+def test_ray_gives_the_table_of_one_process(whole, tmp_path):
+    pytest.importorskip("ray", reason="Ray is an extra")
+    _, outcomes = whole
+    assert without_time(run_study(GRID, tmp_path, jobs=2, engine="ray").results.outcomes) == outcomes
+
+
+def test_a_finished_study_runs_nothing_again(whole, monkeypatch):
+    folder, outcomes = whole
+    monkeypatch.setattr(experiment, "serial", lambda *args: pytest.fail("a cell ran"))
+    said: list[str] = []
+    assert without_time(run_study(GRID, folder, jobs=1, say=said.append).results.outcomes) == outcomes
+    assert said == [f"12 of 12 cells have their results in {folder} already"]
+
+
+def test_more_seeds_run_only_the_new_cells(whole, tmp_path):
+    _, outcomes = whole
+    run_study({**GRID, "seeds": 1}, tmp_path, jobs=1)
+    ran: list[Cell] = []
+    result = run_study(GRID, tmp_path, jobs=1, on_progress=lambda told: ran.append(told.cell) if told.outcome else None)
+    assert {cell.seed for cell in ran} == {1}
+    assert without_time(result.results.outcomes) == outcomes
+
+
+def test_a_study_that_was_killed_goes_on_to_the_same_results(whole, tmp_path):
+    _, outcomes = whole
+    program = (
+        "import sys\nfrom normsurgeon.study.experiment import run_study\n"
+        f"run_study({GRID!r}, {str(tmp_path)!r}, jobs=1, on_progress=lambda t: print(t.done, flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "3":
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = read_store(tmp_path)[1]
+    assert 3 <= len(kept) < 12
+    assert without_time(run_study(GRID, tmp_path, jobs=1).results.outcomes) == outcomes
+
+
+def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(tmp_path):
+    grid = {**GRID, "norms": ["bn", "gn"], "training": {**TINY, "epochs": 40}}
+    program = (
+        "from normsurgeon.study.experiment import run_study\n"
+        "if __name__ == '__main__':\n"
+        f"    run_study({grid!r}, {str(tmp_path / 'out')!r}, jobs=2, on_progress=lambda t: print(t.done, flush=True))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == "1":
+            break
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert 1 <= len(read_store(tmp_path / "out")[1]) < 8
+    deadline = time.monotonic() + 30
+    while _alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _alive(process.pid)
+
+
+def _alive(group: int) -> bool:
+    """Whether any process of a session is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
+    grid = Grid.from_dict({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 3})
+    cells = grid.cells()
+    found = {o.cell: o for o in processes(_Deadly(grid), cells, lambda cell, share: None, jobs=1)}
+    assert {cell.seed: found[cell].status for cell in cells} == {0: "done", 1: "failed", 2: "done"}
+    assert found[cells[1]].reason == "its process was ended by SIGKILL; was memory short? try fewer --jobs"
+
+
+class _Deadly(Work):
+    def do(self, cell: Cell, tell=None) -> Outcome:
+        if cell.seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().do(cell, tell)
+
+
+def test_failed_cells_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeypatch):
+    grid = {**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 3}
+    cells = Grid.from_dict(grid).cells()
+    with open_store(tmp_path) as store:
+        store.write(Outcome(cells[0], "failed", "no room"))
+        store.write(Outcome(cells[1], "diverged", "the loss is not finite"))
+    result = run_study(grid, tmp_path, jobs=1)
+    assert [outcome.status for outcome in result.results.outcomes] == ["done", "diverged", "done"]
+
+
+def test_a_cell_that_diverges_is_an_outcome():
+    grid = Grid.from_dict({**GRID, "norms": "bn", "learning_rates": 1e30, "batch_sizes": 32, "seeds": 1})
+    outcome = run_cell(grid, grid.cells()[0])
+    assert outcome.status == "diverged"
+    assert outcome.accuracy is None
+    assert outcome.reason.startswith("the loss is not finite at update ")
+
+
+def test_a_cell_that_fails_says_what_happened(monkeypatch):
+    grid = Grid.from_dict({**GRID, "norms": "bn", "seeds": 1})
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("the disk\nis on fire")
+
+    monkeypatch.setattr("normsurgeon.study.running.finetune", broken)
+    outcome = run_cell(grid, grid.cells()[0])
+    assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
+
+
+def test_results_of_another_training_are_not_mixed_in(whole):
+    folder, _ = whole
+    with pytest.raises(
+        UsageError,
+        match=r"were made with another training: epochs \(1 → 2\); try another --output, or the settings of before$",
+    ):
+        run_study({**GRID, "training": {**TINY, "epochs": 2}}, folder)
+
+
+def test_two_studies_do_not_write_one_file(tmp_path):
+    with (
+        open_store(tmp_path),
+        pytest.raises(
+            UsageError, match=r"^another process runs the study in .*; wait for it, or try another --output$"
+        ),
+        open_store(tmp_path),
+    ):
+        pass
+
+
+def test_a_missing_data_set_or_network_stops_a_study_before_it_begins(tmp_path):
+    with pytest.raises(DataError, match=r"^the study's data set nowhere cannot be used: there is no folder nowhere"):
+        run_study({**GRID, "datasets": ["digits", "nowhere"]}, tmp_path)
+    with pytest.raises(LoadingError, match=r"^the study's network resnot8 cannot be used: "):
+        run_study({**GRID, "models": ["resnet8", "resnot8"]}, tmp_path)
+    assert not (tmp_path / "results.sqlite").exists()
+
+
+def test_pandas_opens_the_results(whole):
+    pandas = pytest.importorskip("pandas")
+    folder, outcomes = whole
+    with sqlite3.connect(folder / "results.sqlite") as connection:
+        cells = pandas.read_sql("select * from cells", connection)
+        curves = pandas.read_sql("select * from curves", connection)
+    done = cells[cells.status == "done"]
+    assert len(cells) == 12
+    assert len(done) == 8
+    assert sorted(done.accuracy) == sorted(o.accuracy for o in outcomes if o.accuracy is not None)
+    assert set(curves.cell) == set(done.key)
+
+
+def test_outcomes_come_back_from_the_file_as_they_were(whole):
+    folder, outcomes = whole
+    facts, kept = read_store(folder)
+    assert [replace(kept[o.cell.key], seconds=0.0) for o in outcomes] == outcomes
+    assert facts["grid"]["norms"] == ["bn", "gn", "gn:3"]
+    assert set(facts["versions"]) == {"torch", "timm", "numpy", "normsurgeon"}
+
+
+def test_a_file_of_another_kind_is_not_written_into(tmp_path):
+    with sqlite3.connect(tmp_path / "results.sqlite") as connection:
+        connection.execute("create table something (x)")
+    with pytest.raises(CheckpointError, match=r"holds no study of this version of normsurgeon; try another folder$"):
+        run_study(GRID, tmp_path)
+    (tmp_path / "results.sqlite").write_bytes(b"no database at all, but long enough to be read as one" * 20)
+    with pytest.raises(CheckpointError, match=r"cannot be used \(file is not a database\)"):
+        run_study(GRID, tmp_path)
+    with pytest.raises(CheckpointError, match=r"^there is no study in nowhere"):
+        read_store("nowhere")
+
+
+def test_a_kept_network_gives_the_stored_accuracy_again(tmp_path):
+    grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 16, "seeds": 1, "keep_checkpoints": True})
+    (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
+    model = load_kept(tmp_path / "networks" / f"{outcome.cell.key}.safetensors", classes=10, channels=1)
+    data = open_data("digits", 128, 100)
+    images = prepare(data, config_of(model, 8), "standard", Settings(augment=False))
+    assert evaluate(model, images.test).top1 == outcome.accuracy
+
+
+def test_an_analysed_cell_has_statistics_similarity_and_sensitivity(tmp_path):
+    grid = {**GRID, "norms": "gn", "batch_sizes": 16, "seeds": 1, "analysis": True}
+    (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
+    assert outcome.looked is not None
+    names = [layer.layer for layer in outcome.looked.layers]
+    assert {"conv1", "bn1", "layer3.0.conv2", "fc"} <= set(names)
+    by_name = {layer.layer: layer for layer in outcome.looked.layers}
+    assert by_name["conv1"].sensitivity > 0
+    assert by_name["bn1"].group_fluctuation is not None
+    assert len(outcome.looked.cka) == len(outcome.looked.cka_layers) > 0
+    # A study without analysis that gets one later looks at what it has not looked at yet.
+    without = tmp_path / "without"
+    run_study({**grid, "analysis": False}, without, jobs=1)
+    assert without_time(run_study(grid, without, jobs=1).results.outcomes) == without_time([outcome])
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+def test_the_last_network_is_judged_and_none_is_picked(by_epoch, tmp_path):
+    grid = Grid.from_dict(
+        {**GRID, "norms": "bn", "seeds": 1, "training": {**TINY, "epochs": 3, "judge": "epoch" if by_epoch else "last"}}
+    )
+    outcome = run_cell(grid, grid.cells()[0])
+    known = [point.accuracy for point in outcome.curve]
+    assert [value is not None for value in known] == [by_epoch, by_epoch, True]
+    assert known[-1] == outcome.accuracy
+    again = Grid.from_dict({**grid.to_dict(), "training": {**grid.training.to_dict(), "judge": "last"}})
+    assert run_cell(again, again.cells()[0]).accuracy == outcome.accuracy
+
+
+def test_training_images_are_the_same_for_every_cell_and_none_is_tested_on():
+    first, second = open_data("digits", 100, 50), open_data("digits", 100, 50)
+    assert len(first.train), len(first.test) == (100, 50)
+    assert [first.train.name_of(i) for i in range(100)] == [second.train.name_of(i) for i in range(100)]
+
+
+def test_a_folder_without_splits_holds_a_fifth_out(tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    data = open_data(str(tmp_path))
+    assert (len(data.train), len(data.test), data.classes, data.channels) == (16, 4, 2, 3)
+    train = {data.train.name_of(i) for i in range(16)}
+    assert not train & {data.test.name_of(i) for i in range(4)}
+
+
+def test_images_without_labels_cannot_be_studied(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^the images of demo have no labels, and a study compares accuracies; try class folders$"
+    ):
+        open_data("demo")
+
+
+def test_augmented_images_differ_from_epoch_to_epoch_and_come_again_with_the_seed():
+    grid = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1, "training": {**TINY, "augment": True}})
+    first, second = (run_cell(grid, grid.cells()[0]) for _ in range(2))
+    plain = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1})
+    assert without_time([first]) == without_time([second])
+    assert first.loss != run_cell(plain, plain.cells()[0]).loss
+
+
+def test_cells_run_in_one_thread_and_the_callers_number_comes_back(whole, tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def note(self, cell, tell=None):
+        seen.append(torch.get_num_threads())
+        return Outcome(cell, "failed", "not tried")
+
+    monkeypatch.setattr(Work, "do", note)
+    before = torch.get_num_threads()
+    run_study({**GRID, "norms": "bn", "batch_sizes": 16, "seeds": 1}, tmp_path, jobs=1)
+    assert seen == [1]
+    assert torch.get_num_threads() == before
