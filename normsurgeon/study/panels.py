@@ -113,19 +113,22 @@ def crossing_panel(crossing: Crossing, long: bool = False) -> Panel:
     norms = [norm for norm in crossing.norms if any(key[1] == norm for key in known)]
     axis = axis_title(crossing.axis)
 
-    def text(level: Any, norm: str) -> str:
+    def text(level: Any, norm: str) -> tuple[str, str]:
         if (level, norm) not in known:
-            return DASH
+            return DASH, ""
         mean, ci, _, diverged = known[level, norm]
-        return f"{points(mean, digits=1)} {plus_minus(ci)}".strip() + (f" ({diverged} diverged)" if diverged else "")
+        return f"{points(mean, digits=1)} {plus_minus(ci)}".strip(), str(diverged) if diverged else ""
 
     labels = [(level, value_label(crossing.axis, level)) for level in crossing.levels]
     rows: list[tuple[str, ...]]
     if long:
-        rows = [(f"{axis} {label}, {norm}", text(level, norm)) for level, label in labels for norm in norms]
-        header: tuple[str, ...] = ("", "accuracy")
+        rows = [(f"{axis} {label}, {norm}", *text(level, norm)) for level, label in labels for norm in norms]
+        header: tuple[str, ...] = (f"{axis}, norm", "accuracy", "diverged")
+        if not any(lost for _, _, lost in rows):
+            header, rows = header[:2], [row[:2] for row in rows]
     else:
-        rows = [(label, *(text(level, norm) for norm in norms)) for level, label in labels]
+        cells = [(label, [text(level, norm) for norm in norms]) for level, label in labels]
+        rows = [(label, *(f"{mean} ({lost} diverged)" if lost else mean for mean, lost in row)) for label, row in cells]
         header = (axis, *norms)
     over = f"averaged over {crossing.settings} other settings" if crossing.settings > 1 else ""
     seeds = max((cell[4] for cell in crossing.cells), default=0)

@@ -99,7 +99,7 @@ class _Drawing:
             yield self.panel(table_panel(answer, joined=True))
         yield from self.looked()
         if lost := lost_panel(answer):
-            yield self.panel(lost)
+            yield Group(_title(lost.title), *(_lost(*row) for row in lost.rows[:_MOST_ROWS]))
         if answer.results.training:
             yield Group(
                 _title("Training"), _note(", ".join(f"{k} {shown(v)}" for k, v in answer.results.training.items()))
@@ -194,6 +194,12 @@ def _joined(panel: Panel) -> Panel:
         return panel
     rows = tuple((f"{row[0]}: {row[1]}", *row[2:]) for row in panel.rows)
     return replace(panel, header=(panel.header[0], *panel.header[2:]), rows=rows, texts=(0,))
+
+
+def _lost(runs: str, status: str, seeds: str, reason: str) -> Text:
+    """One line for the runs of a cell that ended alike."""
+    style = _STYLES["problem" if status == "failed" else "notice" if status == "skipped" else "warning"]
+    return Text.assemble((status, style), f" {runs}, seeds {seeds}: ", (reason, "dim"), overflow="fold")
 
 
 def _title(text: str) -> Text:

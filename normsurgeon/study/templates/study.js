@@ -45,18 +45,21 @@ window.moreCharts = (helpers) => {
         hovertemplate: "%{text}<extra></extra>",
       });
     });
-    // An interval of two seeds may be wider than all accuracies there are: the axis follows the means.
-    const seen = series.flatMap((line) => line.y.flatMap((y, k) => [y, ...(line.low && line.low[k] !== null
-      ? [Math.max(line.low[k], percent ? 0 : line.low[k]), Math.min(line.high[k], percent ? 1 : line.high[k])] : [])]));
-    const [low, high] = [Math.min(...seen), Math.max(...seen)];
-    const pad = 0.06 * (high - low || 0.1);
+    // An interval of few seeds may dwarf all differences: the axis follows the means, and gives whiskers some room.
+    const means = series.flatMap((line) => line.y);
+    const ends = series.flatMap((line) => [...(line.low || []), ...(line.high || [])]).filter((v) => v !== null);
+    const room = 0.6 * (Math.max(...means) - Math.min(...means)) || 0.1 * Math.abs(means[0]) || 1;
+    const low = Math.max(Math.min(...means, ...ends), Math.min(...means) - room, ...(percent ? [0] : []));
+    const high = Math.min(Math.max(...means, ...ends), Math.max(...means) + room, ...(percent ? [1] : []));
+    const pad = 0.05 * (high - low || room);
     const n = (spec.names || []).length;
     const xaxis = spec.names ? { range: [-0.03 * n - 0.5, 1.03 * n - 0.5], ...fitting(spec.ticks, n, box.clientWidth - 60, 16) }
       : spec.log ? { type: "log", tickmode: "array", tickvals: spec.at, ticktext: spec.at.map(String), title: title(spec.x) }
         : { title: title(spec.x) };
     return [traces, layout(box, {
       height: 400, showlegend: true, margin: { l: 8, r: 8, t: 10, b: 8 },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: cssColour("--ink"), size: 12 } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal",
+        font: { color: cssColour("--ink"), size: 12 } },
       xaxis: { zeroline: false, ...xaxis },
       yaxis: { title: title(spec.y || measure), zeroline: false, nticks: 7,
         ...(log ? { type: "log", exponentformat: "power" } : { range: [low - pad, high + pad] }), ...(percent ? { tickformat: ".0%" } : {}) },

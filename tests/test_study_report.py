@@ -1,0 +1,298 @@
+"""The answer as JSON, as text, at a terminal and as a page in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sample_study import full_study, run, study
+
+from normsurgeon.errors import NormSurgeonError, UsageError
+from normsurgeon.study.answer import Answer, answer
+from normsurgeon.study.plain import plain_text
+from normsurgeon.study.records import Outcome, Results
+from normsurgeon.study.terminal import print_answer
+from normsurgeon.study.training_curves import mean_curves
+
+NASTY = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'>&[red]x[/red]"
+
+
+def nasty_study() -> Results:
+    """Names that try to break out of the markup, the script, the plots and the terminal's."""
+    results = full_study(3)
+    outcomes = tuple(
+        replace(o, cell=replace(o.cell, activation=NASTY if o.cell.activation == "silu" else "relu", model="m" * 150),
+                reason=o.reason and NASTY)
+        for o in results.outcomes
+    )  # fmt: skip
+    return Results(NASTY, outcomes, f"title {NASTY}", {NASTY: NASTY})
+
+
+ANSWERS = {
+    "full": answer(full_study()),
+    "two seeds": answer(full_study(2)),
+    "small": answer(study({"bn": [900, 910, 905], "gn": [890, 899, 905]})),
+    "one run": answer(Results("one", (run(900),))),
+    "lost": answer(Results("lost", (run(0, "failed", "out of memory"), run(0, "diverged", "nan", norm="gn")))),
+    "empty": answer(Results("empty", ())),
+    "nasty": answer(nasty_study()),
+}
+
+
+def terminal(it: Answer, width: int, colours: str | None = "truecolor", **options: Any) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, force_terminal=True, width=width, color_system=colours, legacy_windows=False, **options
+    )
+    print_answer(it, console)
+    return file.getvalue()
+
+
+def visible(text: str) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_json_has_every_key_and_no_nan(name: str) -> None:
+    document = json.loads(json.dumps(ANSWERS[name].to_dict(), allow_nan=False))
+    assert list(document) == [
+        "format", "version", "study", "training", "counts", "table", "comparisons", "ranking", "crossings", "findings",
+        "cells",
+    ]  # fmt: skip
+    for row in document["table"]:
+        assert {"model", "dataset", "norm", "batch_size", "mean", "ci", "n", "diverged", "failed", "skipped"} <= set(
+            row
+        )
+        assert row["mean"] is None or 0 <= row["mean"] <= 1
+        assert row["ci"] is None or row["ci"][0] <= row["mean"] <= row["ci"][1]
+    assert document["counts"] == ANSWERS[name].results.counts()
+
+
+def test_the_cells_of_the_json_are_the_results_again() -> None:
+    document = json.loads(json.dumps(ANSWERS["full"].to_dict()))
+    assert tuple(Outcome.from_dict(cell) for cell in document["cells"]) == ANSWERS["full"].results.outcomes
+    assert document["study"]["axes"]["batch_size"] == [2, 8, 32]
+    assert document["study"]["norms"] == ["bn", "gn", "gn:64", "ln"]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("width", [20, 40, 80, 160])
+def test_fits_every_width(name: str, width: int) -> None:
+    assert max(map(len, visible(terminal(ANSWERS[name], width)))) <= width
+
+
+def test_forty_columns_keep_words_and_numbers() -> None:
+    text = " ".join(" ".join(visible(terminal(ANSWERS["full"], 40, None))).split())
+    for words in (
+        "Which norm suits small batches?",
+        "✔ batch size The smaller the batch, the better gn does against bn",
+        "Holm p < 0.0001, n = 5 seeds).",
+        "batch size 2, bn 77.5 ± 0.1",
+        "bn − gn −5.2 *",
+        "Training curves",
+        "CKA of the layers",
+        "64 groups do not divide 32 channels",
+    ):
+        assert words in text
+
+
+def test_without_colours_there_are_none_and_severity_is_a_sign_too() -> None:
+    for text in (terminal(ANSWERS["full"], 100, None), terminal(ANSWERS["full"], 100, no_color=True)):
+        assert "38;2;" not in text
+        assert any(line.startswith("✖ failed") for line in visible(text))
+    assert "\x1b[1;31mfailed" in terminal(ANSWERS["full"], 100, "standard")
+
+
+def test_a_pipe_gets_plain_text_with_everything() -> None:
+    file = io.StringIO()
+    print_answer(ANSWERS["full"], Console(file=file, width=40))
+    assert file.getvalue() == plain_text(ANSWERS["full"]) == str(ANSWERS["full"])
+    text = file.getvalue()
+    assert "\x1b" not in text
+    table = text[text.index("\nEvery cell\n") :].split("\n\n")[0].strip().splitlines()
+    assert len(table) == 3 + 2 * 2 * 3 * 4
+    file = io.StringIO()
+    Console(file=file, width=40).print(ANSWERS["small"])
+    assert file.getvalue().splitlines()[0] == "normsurgeon study: small"
+
+
+def test_a_pipe_of_another_encoding_is_not_a_crash() -> None:
+    for encoding in ("cp1252", "ascii"):
+        print_answer(ANSWERS["full"], Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), width=80))
+
+
+def test_square_brackets_are_no_markup() -> None:
+    assert "[red]x[/red]" in "".join("".join(visible(terminal(ANSWERS["nasty"], 160))).split())
+
+
+def test_repr_is_one_line() -> None:
+    assert repr(ANSWERS["full"]) == (
+        "<Answer of norms-and-batches: 176 done, 2 diverged, 2 failed, 60 skipped, 12 findings>"
+    )
+
+
+@pytest.mark.parametrize("ending", [".html", ".json", ".JSON"])
+def test_the_ending_chooses_and_the_path_comes_back(tmp_path: Path, ending: str) -> None:
+    path = ANSWERS["small"].save(str(tmp_path / f"study{ending}"))
+    assert path == tmp_path / f"study{ending}"
+    assert os.listdir(tmp_path) == [path.name]
+    if ending != ".html":
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(ANSWERS["small"].to_dict()))
+
+
+def test_another_ending_and_a_missing_folder_are_said_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"^cannot tell how to write x\.csv: a study's answer ends in \.html \(a page\) or \.json$"
+    ):
+        ANSWERS["small"].save("x.csv")
+    with pytest.raises(NormSurgeonError, match=r"^cannot write .*x\.json: there is no folder .*nowhere$"):
+        ANSWERS["small"].save(tmp_path / "nowhere" / "x.json")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("module", ["answer", "terminal", "page", "plain", "statistics", "findings"])
+def test_neither_the_numbers_nor_their_renderers_import_torch(module: str) -> None:
+    code = f"import sys, normsurgeon.study.{module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_curve_is_the_mean_of_the_runs_that_finished() -> None:
+    results = full_study()
+    first = next(c for c in mean_curves(results) if c.norm == "ln" and c.metric == "accuracy")
+    runs = [
+        o for o in results.outcomes if o.cell.norm == "ln" and all(getattr(o.cell, k) == v for k, v in first.setting)
+    ]
+    finished = [o for o in runs if o.status == "done"]
+    assert len(finished) == len(runs) - 1
+    for i, point in enumerate(first.points):
+        values = [o.curve[i].accuracy or 0.0 for o in finished]
+        assert (point.n, point.mean) == (4, pytest.approx(sum(values) / 4))
+
+
+# The page, in a real browser.
+
+pytest.importorskip("websocket", reason="websocket-client is not installed")
+from chromium import PROGRAM, Page, browser  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    if PROGRAM is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("studies")
+    return {name: it.save(folder / f"{name.replace(' ', '-')}.html") for name, it in ANSWERS.items()}
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return page.evaluate(f"[...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+
+
+SIZES = [(name, 1280, False) for name in ANSWERS] + [(name, 390, True) for name in ("full", "lost", "nasty")]
+
+
+@pytest.mark.parametrize(("name", "width", "phone"), SIZES)
+def test_opens_quietly_at_every_size(page: Page, pages: dict[str, Path], name: str, width: int, phone: bool) -> None:
+    """No request but for the file itself, nothing on the console, no sideways scrolling, nothing injected."""
+    page.open(pages[name], width, 844, phone=phone)
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.errors == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [pages[name].as_uri()]
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("window.hit") is None
+    assert len(texts(page, "h1")) == 1
+
+
+def test_only_sections_for_what_there_is(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["full"])
+    assert texts(page, "h2") == [
+        "What this study shows", "Batch size", "Comparisons", "Norm × everything else", "Training", "Layers",
+        "Every cell", "Runs without a result", "How it was computed",
+    ]  # fmt: skip
+    assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == page.evaluate(
+        "document.querySelectorAll('[id]').length"
+    )
+    page.open(pages["empty"])
+    assert texts(page, "h2") == ["What this study shows", "How it was computed"]
+    page.open(pages["small"])
+    assert texts(page, "h2") == ["What this study shows", "Comparisons", "Every cell", "How it was computed"]
+
+
+def test_the_page_says_what_the_findings_say(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["full"])
+    assert texts(page, ".findings .what") == [finding.text for finding in ANSWERS["full"].findings]
+    assert texts(page, "#ranking tbody tr:first-child > *")[:3] == ["gn", "1", "90.5 %"]
+
+
+def test_the_batch_size_chart_holds_the_crossed_tables_numbers(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["full"])
+    (by_size,) = (c for c in ANSWERS["full"].crossings if c.axis == "batch_size")
+    expected = {(norm, size): (mean, ci) for size, norm, mean, ci, *_ in by_size.cells if mean is not None}
+    drawn = page.evaluate(
+        "[...document.querySelector('#batch-lines .plot').data].map(t => [t.name, [...t.y], [...t.error_y.array]])"
+    )
+    assert [name for name, *_ in drawn] == ["bn", "gn", "ln"]
+    for name, y, up in drawn:
+        for size, value, error in zip((2, 8, 32), y, up, strict=True):
+            mean, ci = expected[name, size]
+            assert ci is not None
+            assert (value, error) == (pytest.approx(mean, abs=1e-5), pytest.approx(ci[1] - (mean or 0.0), abs=1e-5))
+    row = texts(page, "#crossing-batch_size tbody tr:first-child > *")
+    assert row[:3] == ["2", "77.5 ± 0.1", "90.5 ± 0.4"]
+
+
+def test_switches_and_selects_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["full"])
+    value = "document.querySelector('#training-curves .plot').data.at(-1).y.at(-1)"
+    before = page.evaluate(value)
+    page.evaluate(
+        "(() => { const s = document.querySelector('#training-curves select'); s.selectedIndex = 4;"
+        " s.dispatchEvent(new Event('change')); })()"
+    )
+    after = page.evaluate(value)
+    assert after != before
+    page.evaluate("document.querySelector('#training-curves [data-option=\"held-out loss\"]').click()")
+    assert page.evaluate(value) not in (before, after)
+    rows = "document.querySelector('#differences .plot').data[0].x.length"
+    assert page.evaluate(rows) == 3
+    page.evaluate("document.querySelector('#differences [data-option=\"by setting\"]').click()")
+    assert page.evaluate(rows) == 36
+    assert page.errors == []
+
+
+def test_plots_follow_the_colour_scheme(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["small"])
+    colour = "document.querySelector('#differences .plot').layout.font.color"
+    light = page.evaluate(colour)
+    page.colours("dark")
+    page.wait(f"{colour} !== '{light}'")
+
+
+def test_the_table_of_cells_sorts_and_filters(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["full"])
+    column = texts(page, "#layer-table thead th").index("accuracy")
+    page.evaluate(f"document.querySelectorAll('#layer-table thead button')[{column}].click()")
+    shown = texts(page, f"#layer-table tbody tr > :nth-child({column + 1})")
+    known = [float(cell.split()[0]) for cell in shown if cell != "–"]
+    assert known == sorted(known, reverse=True)
+    assert shown[-1] == "–"
+    page.evaluate(
+        "(() => { const box = document.getElementById('layer-filter'); box.value = 'ln silu';"
+        " box.dispatchEvent(new Event('input')); })()"
+    )
+    assert texts(page, "#layer-count") == ["6 of 48 cells"]
