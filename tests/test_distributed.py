@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,16 @@ from typing import Any
 import pytest
 import timm
 import torch
+import typer
+from normsurgeon_cli.boundary import guarded
+from PIL import Image
 from torch import Tensor, nn
 
 import normsurgeon as ns
 from normsurgeon.analysis import fused
-from normsurgeon.distributed import own_share
+from normsurgeon.data.sources import ImageSource
+from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
+from normsurgeon.errors import DataError
 from tests.conftest import randomise_
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -95,7 +101,71 @@ def reports() -> dict[str, Any]:
     return {name: report.to_dict() for name, report in found.items()}
 
 
-JOBS: dict[str, Callable[[], Any]] = {"evaluations": evaluations, "calibrations": calibrations, "reports": reports}
+class Torn:
+    """A reader of images of which all but some are torn."""
+
+    def __init__(self, count: int, whole: tuple[int, ...]) -> None:
+        self.count, self.whole = count, whole
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        if number not in self.whole:
+            raise DataError(f"torn[{number}] cannot be read")
+        return Image.new("RGB", (32, 32), (number * 20, 90, 120)), number % 10
+
+
+def torn(count: int, *whole: int) -> ImageSource:
+    return ImageSource("torn", Torn(count, whole), labelled=True)
+
+
+def skipping() -> dict[str, Any]:
+    model, _ = networks()
+    one_rank_reads_nothing = ns.evaluate(model, torn(8, 0, 1, 5), batch_size=2)
+    report = ns.analyze(model, torn(8, 0, 5, 7), only=["statistics"], kinds=["norm"], batch_size=2)
+    return {"evaluation": one_rank_reads_nothing, "layers": [vars(layer) for layer in report.statistics]}
+
+
+def failures() -> dict[str, str]:
+    """What each of several mistakes is answered with; those of one process only are in the second one's images."""
+    model, _ = networks()
+    wrong_label, second_only = batches(1), batches(2)
+    wrong_label[0][1][0] = 99
+    second_only[0][1][1] = 99
+    converted = ns.convert(model, to="gn")
+    before = {key: value.clone() for key, value in converted.model.state_dict().items()}
+
+    def stumble(step: str, done: int, total: int | None) -> None:
+        if step == "matching" and done == 20 and own_share().rank == own_share().world - 1:
+            raise RuntimeError("out of memory\nhere")
+
+    found = {}
+    for name, job in (
+        ("no image", lambda: ns.evaluate(model, [])),
+        ("nothing readable", lambda: ns.evaluate(model, torn(8), batch_size=2)),
+        ("a wrong label", lambda: ns.evaluate(model, wrong_label)),
+        ("a wrong label in the second process", lambda: ns.evaluate(model, second_only)),
+        ("labels in one batch only", lambda: ns.evaluate(model, [*batches(2), *batches(2, labels=False)])),
+        ("nothing to analyze", lambda: ns.analyze(model, [torch.full((3, 3, 32, 32), torch.nan)], only=["statistics"])),
+        ("nothing to calibrate on", lambda: ns.calibrate(converted, torn(8))),
+        ("an error between two norms", lambda: ns.calibrate(converted, [smooth(40)], on_progress=stumble)),
+    ):
+        try:
+            job()
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    found["weights"] = str(all(torch.equal(value, before[key]) for key, value in converted.model.state_dict().items()))
+    return found
+
+
+JOBS: dict[str, Callable[[], Any]] = {
+    "evaluations": evaluations,
+    "calibrations": calibrations,
+    "reports": reports,
+    "skipping": skipping,
+    "failures": failures,
+}
 
 
 def run_jobs(folder: Path) -> None:
@@ -184,6 +254,94 @@ def compared(two: Any, one: Any, place: str) -> Iterator[str]:
             yield f"{place}: {two} and {one}"
     elif two != one:
         yield f"{place}: {two} and {one}"
+
+
+def test_images_that_cannot_be_read_are_skipped_alike(both):
+    one = skipping()
+    for found in both:
+        two = found["skipping"]
+        assert (two["evaluation"].images, two["evaluation"].skipped) == (3, 5)
+        assert sorted(two["evaluation"].skipped_files) == sorted(one["evaluation"].skipped_files)
+        assert two["evaluation"].top1 == one["evaluation"].top1
+        assert not list(compared(two["layers"], one["layers"], "layers"))
+
+
+def test_an_error_in_one_process_is_raised_in_all_of_them(both):
+    one, (first, second) = failures(), (found["failures"] for found in both)
+    for name in ("no image", "a wrong label", "labels in one batch only", "nothing to analyze"):
+        assert first[name] == second[name] == one[name], name
+    for name in ("nothing readable", "nothing to calibrate on"):
+        assert first[name] == second[name], name
+        assert first[name].startswith("DataError: none of the 8 images of torn can be read; the last one: torn["), name
+    label = "a wrong label in the second process"
+    assert first[label] == second[label]
+    assert first[label].startswith("DataError: there is a label 99, and the network's 10 classes are 0 to 9; ")
+    stumble = "RuntimeError: out of memory here"
+    assert first["an error between two norms"] == f"ProcessError: process 1 of 2 failed: {stumble}"
+    assert second["an error between two norms"] == stumble
+    assert first["weights"] == second["weights"] == "True"
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert own_share() == Share(0, 1)
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "2")  # left over from something else: nobody to talk to
+    assert own_share() == Share(0, 1)
+    with together():
+        assert gather("mine") == ["mine"]
+
+
+def test_a_launcher_says_which_share_and_which_gpu_are_a_processs_own(monkeypatch):
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    assert own_share() == Share(5, 8)
+    assert (own_device("cuda"), own_device("cuda:0"), own_device("cpu"), own_device(None)) == (
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+        None,
+    )
+    with alone():
+        assert own_share() == Share(0, 1)
+        assert own_device("cuda") == "cuda"
+        assert gather("mine") == ["mine"]
+
+
+def test_at_the_command_line_the_first_process_speaks(tmp_path):
+    path = tmp_path / "net.safetensors"
+    ns.save(networks()[0], path)
+    arguments = ["-m", "normsurgeon_cli", "evaluate", str(path), "--data", "digits", "--max-images", "37", "--json"]
+    one, two = (
+        subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        for launcher in ((), LAUNCHER)
+    )
+    assert two.returncode == 0, two.stderr
+    expected, found = (json.loads(done.stdout) for done in (one, two))
+    for key in ("images", "skipped", "top1", "top5"):
+        assert found[key] == expected[key], key
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+
+
+def test_at_the_command_line_an_error_of_all_is_told_by_the_first(monkeypatch, capsys):
+    def failing() -> None:
+        error = DataError("there is no image")
+        error._shared = shared
+        raise error
+
+    for rank, shared, told in (("0", True, True), ("1", True, False), ("1", False, True)):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(typer.Exit):
+            guarded(failing)()
+        assert ("there is no image" in capsys.readouterr().err) is told, (rank, shared)
 
 
 if __name__ == "__main__":
