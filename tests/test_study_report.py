@@ -85,6 +85,16 @@ def test_the_cells_of_the_json_are_the_results_again() -> None:
     assert document["study"]["norms"] == ["bn", "gn", "gn:64", "ln"]
 
 
+def test_the_documentation_names_every_key_of_the_json() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    document = ANSWERS["full"].to_dict()
+    keys = set(document) | set(document["study"]) | set(document["counts"]) | set(document["cells"][0])
+    for part in ("comparisons", "ranking", "crossings", "findings"):
+        keys |= set(document[part][0])
+    keys |= set(document["table"][0]) - set(document["cells"][0]["cell"])
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("width", [20, 40, 80, 160])
 def test_fits_every_width(name: str, width: int) -> None:

@@ -48,7 +48,8 @@ def batch_chart(answer: Answer) -> Chart | None:
     return Chart(
         "batch-lines",
         "Accuracy against batch size",
-        "Mean over the seeds; whiskers are 95 % intervals. A diverged run counts as 0 right.",
+        "Mean over the seeds; whiskers are 95 % intervals, cut off where they would dwarf the means. A diverged run "
+        "counts as 0 right.",
         f"lines from batch size {sizes[0]} to {sizes[-1]}: {said}",
         {
             "type": "lines",
