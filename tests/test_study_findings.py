@@ -90,6 +90,13 @@ def test_one_norm_and_no_result_are_sentences() -> None:
     ]
 
 
+def test_norms_that_share_no_pair_cannot_be_compared() -> None:
+    results = Results("s", (run(900, norm="bn", seed=0), run(890, norm="gn", seed=1)))
+    assert texts(results, "no pairs") == [
+        "No setting has a result for both bn and gn with the same seed: they cannot be compared."
+    ]
+
+
 def test_runs_that_are_lost_are_told_with_their_reasons() -> None:
     results = full_study()
     assert texts(results, "diverged") == [

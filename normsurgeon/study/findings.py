@@ -31,7 +31,7 @@ class Finding:
     """A sentence and the numbers behind it.
 
     kind      a stable word: ``difference``, ``batch size``, ``setting``, ``no difference``, ``identical``,
-              ``too few seeds``, ``one norm``, ``learning rate``, ``start``, ``diverged``, ``failed``, ``skipped``
+              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``start``, ``diverged``, ``failed``, ``skipped``
     severity  how a reader should take it: ``good`` (shown), ``notice``, ``warning``, ``problem``
     """
 
@@ -91,19 +91,24 @@ def _enough(results: Results, main: Sequence[Comparison], ranked: Sequence[Rank]
         yield Finding("one norm", "notice", f"One norm only ({ranked[0].norm}): there is nothing to compare it with.",
                       {"norms": len(ranked)})  # fmt: skip
         return
-    few = [c for c in main if c.n < FEWEST]  # pairs of norms that have results; others are told of as failed or skipped
-    if not few:
-        return
-    most = max(c.n for c in few)
-    who = "norms" if len(few) == len(main) else listed(f"{c.a} and {c.b}" for c in few[:MOST])
-    lost = "" if len({outcome.cell.seed for outcome in results.outcomes}) < FEWEST else " that both norms finished with"
-    yield Finding(
-        "too few seeds",
-        "warning",
-        f"{'No seed' if most == 0 else plural(most, 'seed')}{lost} {'is' if most <= 1 else 'are'} too few to tell "
-        f"{who} apart: a difference is tested from {FEWEST} seeds on, and 5 or more find smaller ones.",
-        {"seeds": most, "needed": FEWEST, "pairs": [[c.a, c.b] for c in few]},
-    )
+    # Pairs of norms that both have results; others are told of as failed or skipped.
+    apart = [c for c in main if c.n == 0]
+    few = [c for c in main if 0 < c.n < FEWEST]
+    if apart:
+        who = listed(f"{c.a} and {c.b}" for c in apart[:MOST])
+        text = f"No setting has a result for both {who} with the same seed: they cannot be compared."
+        yield Finding("no pairs", "warning", text, {"pairs": [[c.a, c.b] for c in apart]})
+    if few:
+        most = max(c.n for c in few)
+        who = "norms" if len(few) == len(main) else listed(f"{c.a} and {c.b}" for c in few[:MOST])
+        shared = len({outcome.cell.seed for outcome in results.outcomes}) < FEWEST
+        seeds = plural(most, "seed") + ("" if shared else " that both norms finished with")
+        text = (
+            f"{seeds} {'is' if most == 1 else 'are'} too few to tell {who} apart: a difference is tested from {FEWEST} "
+            "seeds on, and 5 or more find smaller ones."
+        )
+        numbers = {"seeds": most, "needed": FEWEST, "pairs": [[c.a, c.b] for c in few]}
+        yield Finding("too few seeds", "warning", text, numbers)
 
 
 def _difference(c: Comparison) -> Finding:
@@ -246,7 +251,7 @@ def _lost(results: Results) -> Iterator[Finding]:
         )
         text = f"{plural(len(runs), 'run')}{whose} {words if len(runs) > 1 else were}{': ' if why else ''}{why}{rest}."
         numbers = {"runs": len(runs), "of": len(results.outcomes), "norms": norms, "reasons": dict(top)}
-        yield Finding(status, severity, text.replace("..", "."), numbers)
+        yield Finding(status, severity, text, numbers)
 
 
 def _reason(run: Outcome) -> str:

@@ -9,9 +9,9 @@ window.moreCharts = (helpers) => {
 
   // The view for the options chosen, or the first; and the last option, which names the measure.
   const view = (spec, chosen) => {
-    const keys = Object.keys(spec.views);
-    const first = keys[0].split("|");
-    const key = spec.choices ? spec.choices.map((name, i) => chosen[name] ?? first[i]).join("|") : chosen.view ?? keys[0];
+    const all = Object.keys(spec.views)[0];
+    const key = !spec.choices ? chosen.view ?? all
+      : spec.choices.length ? spec.choices.map(([name, first]) => chosen[name] ?? first).join("|") : all;
     return [spec.views[key] || [], key.split("|").pop()];
   };
 
