@@ -111,7 +111,7 @@ def curve_chart(answer: Answer) -> Chart | None:
     }
     switches: Switches = [("setting", "setting", tuple(settings))] if len(settings) > 1 else []
     switches += [("metric", "measure", tuple(label for _, label in metrics))] if len(metrics) > 1 else []
-    spec = {"type": "lines", "views": views, "x": "epoch", "band": True, "choices": [[name, options[0]] for name, _, options in switches],
+    spec = {"type": "lines", "views": views, "x": "epoch", "band": True, "choices": _choices(switches),
             "percents": ["accuracy"]}  # fmt: skip
     if len(metrics) == 1:
         spec |= {"y": metrics[0][1], "percent": metrics[0][0] == "accuracy"}
@@ -160,7 +160,7 @@ def layer_chart(answer: Answer) -> Chart | None:
         "Statistics of the layers",
         "Over the depth of the trained networks, one line a norm. Sensitivity is the trace of the empirical Fisher.",
         f"lines over {plural(len(names), 'layer')} of {plural(len(runs), 'network')}",
-        {"type": "lines", "views": views, "names": names, "ticks": ticks(names), "choices": [[name, options[0]] for name, _, options in switches],
+        {"type": "lines", "views": views, "names": names, "ticks": ticks(names), "choices": _choices(switches),
          "scales": {label: scale for _, label, scale in used}},
         switches=tuple(switches),
         wide=True,
@@ -205,6 +205,11 @@ def _contexts(results: Results) -> list[Setting]:
     """Everything but the batch size (and the rate that may follow from it), as settings."""
     axes = [axis for axis in setting_axes(results) if axis not in ("batch_size", "lr")]
     return list(dict.fromkeys(tuple((axis, getattr(o.cell, axis)) for axis in axes) for o in results.outcomes))
+
+
+def _choices(switches: Switches) -> list[list[str]]:
+    """Each choice's name and its first option."""
+    return [[name, options[0]] for name, _, options in switches]
 
 
 def _context_label(answer: Answer, run: Any) -> str:

@@ -31,7 +31,8 @@ class Finding:
     """A sentence and the numbers behind it.
 
     kind      a stable word: ``difference``, ``batch size``, ``setting``, ``no difference``, ``identical``,
-              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``start``, ``diverged``, ``failed``, ``skipped``
+              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``start``,
+              ``diverged``, ``failed``, ``skipped``
     severity  how a reader should take it: ``good`` (shown), ``notice``, ``warning``, ``problem``
     """
 
