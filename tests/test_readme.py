@@ -70,7 +70,6 @@ def test_every_target_is_in_the_table():
 def test_what_is_not_built_yet_is_not_there():
     section = README.partition("## Not yet")[2].partition("\n## ")[0]
     promised = re.findall(r"`ns\.(\w+)`", section)
-    assert promised
     assert not set(promised) & set(dir(ns)), "built meanwhile: it belongs in another section now"
 
 

@@ -94,7 +94,9 @@ def study(
     if json:
         print_json(answer.to_dict())
     else:
-        out().print(answer) if out().is_terminal else print(answer)
+        from normsurgeon.study.terminal import print_answer
+
+        print_answer(answer, out())
     say(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
 
 
@@ -140,13 +142,14 @@ def _duration(seconds: float) -> str:
 @contextmanager
 def _view(grid: Grid) -> Iterator[Any]:
     """At a terminal a bar for the study and one for each running cell; elsewhere a line for each that is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     console = err()
     live = console.is_terminal
     cells = grid.cells()
     varying = [axis for axis in cells[0].to_dict() if len({getattr(cell, axis) for cell in cells}) > 1]
-    bar = Progress(
+    bar = Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
