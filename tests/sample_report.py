@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 from normsurgeon.reporting.records import (
     Comparison,
@@ -234,6 +235,26 @@ def history() -> tuple[dict[str, object], ...]:
         for step in range(0, 600, 10)
     ]  # fmt: skip
     return ({"event": "calibrate", "images": 256, "sites": 53}, *steps)
+
+
+FINETUNE = {
+    "event": "finetune", "steps": 440, "images": 28160, "seconds": 12.4, "data": "digits", "settings": {"lr": 5e-5},
+    "before": {"top1": 0.931, "loss": 0.25, "kl": 0.04},
+    "best": {"step": 400, "top1": 0.975, "loss": 0.1, "kl": 0.0106},
+    "curves": {
+        "steps": [{"step": 1, "epoch": 0.1, "loss": 2.0, "grad_norm": 3.0}, {"step": 2, "epoch": 0.2, "loss": 1.0}],
+        "epochs": [{"step": 0, "top1": 0.931, "loss": 0.25}, {"step": 400, "top1": 0.975, "loss": None}],
+    },
+}  # fmt: skip
+DONE: tuple[dict[str, Any], ...] = (
+    {"event": "convert", "to": "gn", "converted": 15, "kept": 1, "refused": 0},
+    {"event": "calibrate", "images": 512, "matched_images": 128, "sites": 15, "balanced": 14, "forward_passes": 3,
+     "worst_error": 0.3312, "worst_site": "layer4.0.bn2", "seconds": 3.2},
+    {"event": "reconstruct", "images": 270, "held_out": 1, "blocks": 4, "steps": 60, "best_step": 40,
+     "kl_before": 0.829, "kl": None, "curve": [[0, 0.829], [40, 0.494], [60, None]], "seconds": 99.6},
+    FINETUNE,
+)  # fmt: skip
+"""What a checkpoint tells of a conversion that was recovered in three ways."""
 
 
 def findings(layers: list[Named]) -> tuple[Finding, ...]:

@@ -242,3 +242,31 @@ def test_findings_carry_their_number():
     assert finding.text == "all 8 of 8 channels of 1 never fire on these 4 images (0, 1, 2, 3, 4, 5, …)"
     assert (finding.severity, finding.layer, finding.metric, finding.value) == ("problem", "1", "dead_channels", 8.0)
     assert finding.advice == "look at more images before pruning them"
+
+
+def test_the_history_of_a_network_is_in_its_report(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4).eval()
+    result = ns.convert(model, to="gn", keep=["conv1.1"])
+    images = torch.randn(8, 3, 32, 32)
+    ns.calibrate(result, [images])
+    batches = [(images, torch.arange(8) % 4)]
+    ns.finetune(result, batches, batches, steps=2, batch_size=8, device="cpu")
+    only = {"only": ["statistics"], "layers": ["conv1*"]}
+    report = ns.analyze(result, [images], **only)
+    assert [event["event"] for event in report.history] == ["convert", "calibrate", "finetune"]
+    assert report.history[0] == {"event": "convert", "to": "gn", **result.counts}
+    assert report.history[1:] == tuple(result.history)
+    assert [row["step"] for row in report.history[2]["curves"]["steps"]] == [1, 2]
+    loaded = ns.load(ns.save(result, tmp_path / "tuned.safetensors"))
+    again = ns.analyze(loaded, [images], **only)
+    assert json.dumps(again.to_dict()["history"]) == json.dumps(report.to_dict()["history"])
+    assert ns.analyze(model, [images], **only).history == ()
+
+
+def test_a_network_that_was_trained_before_its_conversion_is_told_in_that_order():
+    images = torch.randn(8, 3, 32, 32)
+    batches = [(images, torch.arange(8) % 4)]
+    model = timm.create_model("test_resnet", num_classes=4).eval()
+    trained = ns.finetune(model, batches, steps=1, batch_size=8, device="cpu").model
+    report = ns.analyze(ns.convert(trained, to="ln"), [images], only=["statistics"], layers=["conv1*"])
+    assert [event["event"] for event in report.history] == ["finetune", "convert"]

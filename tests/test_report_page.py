@@ -38,6 +38,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "statistics": samples.make_report(samples.small_layers(), "smallnet", whole=False),
         "nasty": nasty_report(),
         "single": single_report(),
+        "trained": replace(samples.bare_report(), history=samples.DONE),
     }
     return {name: report.save(folder / f"{name}.html") for name, report in made.items()}
 
@@ -61,7 +62,7 @@ def single_report() -> Report:
 
 
 SIZES = [(name, 1280, False) for name in ("small", "resnet50", "bare", "hollow", "statistics", "nasty", "single")]
-SIZES += [(name, 390, True) for name in ("resnet50", "bare", "nasty")]
+SIZES += [(name, 390, True) for name in ("resnet50", "bare", "nasty", "trained")]
 
 
 @pytest.mark.parametrize(("name", "width", "phone"), SIZES)
@@ -80,7 +81,7 @@ def test_headings_say_what_was_measured(page: Page, reports: dict[str, Path]) ->
     page.open(reports["small"])
     assert page.evaluate("document.querySelector('h1').textContent") == "smallnet (gn)"
     assert texts(page, "h2") == [
-        "Findings", "Layer profile", "Similarity", "Comparison", "Sensitivity", "Settings", "Training history",
+        "Findings", "Layer profile", "Similarity", "Comparison", "Sensitivity", "Settings", "History",
         "Layers", "Provenance",
     ]  # fmt: skip
     levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(h => Number(h.tagName[1]))")
@@ -94,6 +95,21 @@ def test_only_sections_for_what_there_is(page: Page, reports: dict[str, Path]) -
     page.open(reports["statistics"])
     assert texts(page, "h2") == ["Findings", "Layer profile", "Layers", "Provenance"]
     assert "Nothing stands out." in page.evaluate("document.body.innerText")
+
+
+def test_the_history_lists_what_was_done_and_draws_curves_over_the_updates(
+    page: Page, reports: dict[str, Path]
+) -> None:
+    page.open(reports["trained"])
+    assert texts(page, "h2") == ["Findings", "History", "Provenance"]
+    titles = page.evaluate("[...document.querySelectorAll('#history figure h3')].map(h => h.textContent)")
+    assert titles == ["training loss", "held-out top-1", "reconstruction KL"]
+    drawn = page.evaluate("[...document.querySelector('#history [data-plot]').data[0].y]")
+    assert drawn == [2.0, 1.0]
+    done = page.evaluate("[...document.querySelectorAll('#history .notes li')].map(li => li.textContent)")
+    assert len(done) == 4
+    assert done[0] == "Converted to gn: 15 norms, 1 kept"
+    assert "top-1 93.1 % → 97.5 %" in done[3]
 
 
 def test_findings_stand_at_the_top_with_number_and_advice(page: Page, reports: dict[str, Path]) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from normsurgeon.reporting import blocks
 from normsurgeon.reporting.curves import curves, events
+from normsurgeon.reporting.deeds import deeds
 from normsurgeon.reporting.formatting import significant
 from normsurgeon.reporting.plain import plain_text
 from normsurgeon.reporting.records import Finding, Report
@@ -57,7 +58,7 @@ def test_begins_with_what_was_analysed_and_the_findings() -> None:
         "smallnet (gn) compared with smallnet",
         "imagenet-sample, 500 images (3 skipped), batches of 50, seed 0, cpu",
         "measured: statistics, similarity, comparison, sensitivity (taylor, fisher, hessian_trace, noise),",
-        "settings, training history",
+        "settings, history",
         "Same answer: 86.2 %",
         "KL from the baseline: 0.173 nats",
         "",
@@ -212,3 +213,64 @@ def test_curves_come_from_flat_and_nested_histories() -> None:
     assert events(nested) == ({"event": "finetune", "epochs": 2},)
     assert [c.title for c in curves(samples.history())] == ["loss", "lr", "top1"]
     assert curves(({"step": 1, "loss": 2.0},)) == ()
+
+
+def test_what_was_done_is_told_in_a_line_each_and_its_logs_are_curves_over_the_updates() -> None:
+    assert deeds(samples.DONE) == (
+        "Converted to gn: 15 norms, 1 kept",
+        "Calibrated on 512 images: 15 norms matched, 14 balanced anew; worst error before 0.331 at layer4.0.bn2; 3 s",
+        "Reconstructed on 270 images in 60 updates, the best after 40: KL from the original 0.829 → not finite on "
+        "1 held-out image; 100 s",
+        "Fine-tuned on digits for 440 updates: top-1 93.1 % → 97.5 %, KL 0.0400 → 0.0106, loss 0.250 → 0.100; "
+        "the best after 400 updates; 12 s",
+    )
+    assert [(c.title, c.axis, c.x, c.y) for c in curves(samples.DONE)] == [
+        ("training loss", "update", (1.0, 2.0), (2.0, 1.0)),
+        ("held-out top-1", "update", (0.0, 400.0), (0.931, 0.975)),
+        ("reconstruction KL", "update", (0.0, 40.0), (0.829, 0.494)),
+    ]
+    twice = [c.title for c in curves((samples.DONE[-1], samples.DONE[-1]))]
+    assert twice == ["run 1: training loss", "run 1: held-out top-1", "run 2: training loss", "run 2: held-out top-1"]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.sampled_from(["a", "finetune", "calibrate"]),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["event", "steps", "step", "curves", "curve", "epochs", "best", "images", "loss", "sites"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+    )
+)
+def test_a_history_that_somebody_else_wrote_is_told_as_far_as_it_goes(entry: Any) -> None:
+    history = entry if isinstance(entry, list) else [entry]
+    assert all(isinstance(line, str) and line for line in deeds(history))
+    assert all(len(c.x) == len(c.y) > 1 for c in curves(history))
+
+
+@pytest.mark.parametrize("width", [20, 40, 100])
+def test_the_history_fits_the_terminal(width: int) -> None:
+    report = replace(samples.bare_report(), history=samples.DONE)
+    text = terminal(report, width, colours=None)
+    assert ESCAPE not in text
+    assert max(map(len, text.splitlines())) <= width
+    told = " ".join(text.split())
+    assert "History Converted to gn: 15 norms, 1 kept" in told
+    assert "top-1 93.1 % → 97.5 %" in told
+    assert re.search(r"held-out top-1 .*0\.931 → 0\.975", told)
+
+
+def test_the_history_needs_no_more_than_ascii_where_there_is_no_more() -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    print_report(
+        replace(samples.bare_report(), history=samples.DONE), Console(file=file, force_terminal=True, width=100)
+    )
+    file.flush()
+    assert b"top-1 93.1 % -> 97.5 %" in raw.getvalue()

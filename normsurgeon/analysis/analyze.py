@@ -21,10 +21,13 @@ from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress
+from normsurgeon.checkpoints import origin_of
 from normsurgeon.distributed import ALONE, from_first, is_first, own_device, own_share, together
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference import eval_mode, home_of, name_of, placed
 from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
+from normsurgeon.surgery.planning import ConversionPlan
+from normsurgeon.surgery.rewriting import Conversion
 from normsurgeon.version import __version__
 from normsurgeon.views import Data, open_views
 
@@ -32,7 +35,7 @@ PARTS = ("statistics", "similarity", "sensitivity")
 
 
 def analyze(
-    model: nn.Module,
+    model: nn.Module | Conversion,
     data: Data = "demo",
     *,
     baseline: nn.Module | None = None,
@@ -54,6 +57,7 @@ def analyze(
 ) -> Report:
     """Look inside ``model`` while it sees images: what each layer's output is like, which agree, which matter.
 
+    model        a network, or a Conversion: its network, with what was done to it since
     data         a data spec, an ImageSource or batches, as for ``evaluate``; ``demo`` (photographs that ship in
                  dependencies) if not given
     baseline     a second network, usually the original of a conversion: layers of one name are compared
@@ -87,6 +91,9 @@ def analyze(
     """
     started = time.perf_counter()
     parts = _check_parts(only)
+    history = _history(model)
+    model = model.model if isinstance(model, Conversion) else model
+    assert isinstance(model, nn.Module)
     methods = check_methods(methods)
     models = [model] if baseline is None else [model, baseline]
     chosen = choose_layers(model, layers, kinds)
@@ -134,6 +141,7 @@ def analyze(
             comparison=comparison,
             sensitivity=sensitivity,
             sweep=points,
+            history=history,
         )
         return from_first(replace(report, findings=find(report)))
 
@@ -190,6 +198,26 @@ def _check_parts(only: Sequence[str]) -> tuple[str, ...]:
     if not wanted:
         raise UsageError(f"nothing to analyze: name at least one of {', '.join(PARTS)}")
     return wanted
+
+
+def _history(model: nn.Module | Conversion) -> tuple[dict[str, Any], ...]:
+    """What was done to a network, in plain types: its conversions, and the events that its checkpoint holds.
+
+    A checkpoint does not say when its conversions were: they are put before the first step that takes one.
+    """
+    network = model.model if isinstance(model, Conversion) else model
+    assert isinstance(network, nn.Module)
+    origin = origin_of(network)
+    done = [dict(event) for event in origin.history]
+    place = next((i for i, event in enumerate(done) if event.get("event") in ("calibrate", "reconstruct")), 0)
+    done[place:place] = [_conversion(plan) for plan in origin.plans]
+    if isinstance(model, Conversion):
+        done += [_conversion(model.plan), *map(dict, model.history)]
+    return tuple(done)
+
+
+def _conversion(plan: ConversionPlan) -> dict[str, Any]:
+    return {"event": "convert", "to": plan.target, **plan.counts}
 
 
 def _versions() -> dict[str, str]:

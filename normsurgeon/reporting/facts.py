@@ -18,7 +18,7 @@ def measured(report: Report) -> str:
         "comparison" if report.comparison is not None else "",
         f"sensitivity ({', '.join(labels)})" if labels else "",
         "settings" if report.sweep else "",
-        "training history" if report.history else "",
+        "history" if report.history else "",
     ]
     return ", ".join(part for part in parts if part)
 

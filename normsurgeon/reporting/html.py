@@ -13,10 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from normsurgeon.reporting import figures, maps_and_bars
-from normsurgeon.reporting.curves import events
+from normsurgeon.reporting.deeds import deeds
 from normsurgeon.reporting.facts import agreement, facts, measures, origin
 from normsurgeon.reporting.figures import Chart
-from normsurgeon.reporting.formatting import exact, shown
+from normsurgeon.reporting.formatting import exact
 from normsurgeon.reporting.layers import LayerRow, columns, layer_rows
 from normsurgeon.reporting.records import Report
 from normsurgeon.reporting.standouts import standouts
@@ -125,10 +125,7 @@ def _sections(report: Report, rows: tuple[LayerRow, ...], shared: dict[str, Any]
         sections.append(Section("sensitivity", "Sensitivity", (chart,), notes=measures(report)))
     if chart := maps_and_bars.sweep_chart(report):
         sections.append(Section("sweep", "Settings", (chart,)))
-    curves, done = maps_and_bars.history_charts(report), events(report.history)
-    if curves or done:
-        notes = tuple(shown(dict(event)) for event in done if event)
-        sections.append(Section("history", "Training history", curves, notes=notes))
+    sections.append(Section("history", "History", maps_and_bars.history_charts(report), notes=deeds(report.history)))
     return [s for s in sections if s.charts or s.tables or s.figures or (s.id == "history" and s.notes)]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from normsurgeon.reporting.blocks import ASCII_RAMP, RAMP, digit, extent, profiles, shrunk, sparkline
-from normsurgeon.reporting.curves import curves, events
+from normsurgeon.reporting.curves import curves
+from normsurgeon.reporting.deeds import deeds
 from normsurgeon.reporting.facts import agreement, facts, measures, origin
-from normsurgeon.reporting.formatting import shown, significant
+from normsurgeon.reporting.formatting import significant
 from normsurgeon.reporting.layers import columns, layer_rows, measure_labels
 from normsurgeon.reporting.records import Matrix, Report
 from normsurgeon.reporting.standouts import reason, standouts
@@ -63,12 +64,12 @@ def _parts(report: Report, ramp: str) -> Iterator[str]:
                   for p in report.sweep]  # fmt: skip
         yield "Settings of the norm layers\n" + plain_table(("layer", "setting", "value", "KL", "loss change"), points)
     if report.history:
-        done = [shown(dict(event)) for event in events(report.history)]
+        done = deeds(report.history)
         logged = [
             (c.title, f"|{sparkline(c.y, _WIDTH, ramp=ramp)}|", f"{significant(c.y[0])} to {significant(c.y[-1])}")
             for c in curves(report.history)
         ]
-        yield "\n".join(["Training history", *(f"  {line}" for line in done), *([_indented(logged)] if logged else [])])
+        yield "\n".join(["History", *(f"  {line}" for line in done), *([_indented(logged)] if logged else [])])
     if rows:
         shown_columns = columns(report, rows)
         body = tuple(tuple(column.text(row) for column in shown_columns) for row in rows)

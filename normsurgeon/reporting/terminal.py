@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from normsurgeon.reporting.blocks import ASCII_RAMP, RAMP, bar, extent, profiles, sparkline
-from normsurgeon.reporting.curves import curves, events
+from normsurgeon.reporting.curves import curves
+from normsurgeon.reporting.deeds import deeds
 from normsurgeon.reporting.facts import agreement, images, measured, measures
 from normsurgeon.reporting.fitting import fitted_table
-from normsurgeon.reporting.formatting import short_name, shown, significant
+from normsurgeon.reporting.formatting import short_name, significant
 from normsurgeon.reporting.heat import heat_map
 from normsurgeon.reporting.layers import columns, layer_rows, measure_labels
 from normsurgeon.reporting.plain import plain_text
@@ -234,8 +235,9 @@ class _Drawing:
             (c.title, sparkline(c.y, self.spark, ramp=self.ramp), (c.y[0], c.y[-1]))
             for c in curves(self.report.history)
         ]
-        done = [_folding(Text(shown(dict(event)))) for event in events(self.report.history)]
-        yield Group(_title("Training history"), *done, *self.sparks(lines, " → "))
+        arrow = "->" if self.ascii_only else "→"
+        done = [_folding(Text(line.replace("→", arrow))) for line in deeds(self.report.history)]
+        yield Group(_title("History"), *done, *self.sparks(lines, " → "))
 
     def layers(self) -> RenderableType:
         """The layer table: all rows of a small network, of a large one those that stand out among even steps."""
