@@ -338,3 +338,67 @@ def test_cells_run_in_one_thread_and_the_callers_number_comes_back(whole, tmp_pa
     run_study({**GRID, "norms": "bn", "batch_sizes": 16, "seeds": 1}, tmp_path, jobs=1)
     assert seen == [1]
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    "regularization",
+    [
+        {"weight_decay": 5e-4},
+        {"drop": 0.2},
+        {"drop_path": 0.1},
+        {"smoothing": 0.1},
+        {"mixup": 0.2},
+        {"cutmix": 1.0},
+        {"distance": 0.1},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_every_regularization_trains_and_makes_a_difference(regularization, whole):
+    grid = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1, "batch_sizes": 16, "regularization": regularization})
+    outcome = run_cell(grid, grid.cells()[0])
+    plain = next(o for o in whole[1] if (o.cell.norm, o.cell.batch_size, o.cell.seed) == ("gn", 16, 0))
+    assert outcome.status == "done", outcome.reason
+    assert outcome.loss != plain.loss
+
+
+@pytest.mark.parametrize(
+    "preprocessing", ["none", "min-max", "standard-per-image", "linear-prediction", "zca", "model"]
+)
+def test_every_kind_of_preprocessing_trains(preprocessing):
+    grid = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1, "batch_sizes": 32, "preprocessing": preprocessing})
+    outcome = run_cell(grid, grid.cells()[0])
+    assert outcome.status == "done", outcome.reason
+
+
+def test_a_converted_start_is_judged_before_it_is_trained(tmp_path):
+    import normsurgeon as ns
+
+    start = run_cell(Grid.from_dict({**GRID, "models": "test_resnet"}), Cell("test_resnet", "digits"))
+    assert start.start_accuracy is None
+    path = tmp_path / "start.safetensors"
+    ns.save(ns.load("test_resnet", pretrained=False, num_classes=10, in_chans=1), path)
+    for judge in ("last", "epoch"):
+        grid = Grid.from_dict(
+            {
+                **GRID,
+                "models": str(path),
+                "start": "converted",
+                "norms": "gn",
+                "seeds": 1,
+                "batch_sizes": 16,
+                "preprocessing": "model",
+                "training": {**TINY, "image_size": 32, "judge": judge},
+            }
+        )
+        outcome = run_cell(grid, grid.cells()[0])
+        assert outcome.status == "done", outcome.reason
+        assert 0 <= outcome.start_accuracy <= 1
+
+
+def test_a_batch_larger_than_the_data_is_skipped():
+    grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 4096, "seeds": 1, "training": {"epochs": 1}})
+    outcome = run_cell(grid, grid.cells()[0])
+    assert (outcome.status, outcome.reason) == (
+        "skipped",
+        "batch_size=4096 is more than the 1437 training images of digits; try a smaller batch",
+    )
