@@ -106,6 +106,12 @@ def test_few_images_change_no_signs(convnet: ConvNet) -> None:
     assert ns.calibrate(ns.convert(convnet, to="gn"), [images(8)]).balanced == 0
 
 
+def test_a_large_data_set_is_not_gone_through_unless_asked_for(convnet: ConvNet) -> None:
+    many = list(images(600, side=6).split(64))
+    assert ns.calibrate(ns.convert(convnet, to="gn"), many).images == 512
+    assert ns.calibrate(ns.convert(convnet, to="gn"), many, max_images=600).images == 600
+
+
 def test_only_so_many_images_are_held_at_once(convnet: ConvNet) -> None:
     done = ns.calibrate(ns.convert(convnet, to="gn"), [images()], matched_images=16)
     assert (done.images, done.matched_images) == (48, 16)

@@ -23,7 +23,7 @@ from normsurgeon.analysis import fused
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
 from normsurgeon.errors import DataError
-from tests.conftest import randomise_
+from tests.conftest import ConvNet, randomise_
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -46,6 +46,17 @@ def batches(*sizes: int, labels: bool = True) -> list[tuple[Tensor, Tensor | Non
     ]
 
 
+class Flow:
+    """A reader of images that come one after the other and have no numbers."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
+        for number in range(self.count):
+            yield Image.new("RGB", (32, 32), (number * 20, 90, 120)), number % 10
+
+
 def evaluations() -> dict[str, Any]:
     model, baseline = networks()
     return {
@@ -53,6 +64,8 @@ def evaluations() -> dict[str, Any]:
         "fewer than processes": ns.evaluate(model, batches(1)),
         "digits": ns.evaluate(model, "digits", batch_size=8, max_images=37),
         "one image": ns.evaluate(model, "digits", max_images=1),
+        "a stream": ns.evaluate(model, ImageSource("flow", Flow(11), labelled=True), batch_size=3),
+        "some of a stream": ns.evaluate(model, ImageSource("flow", Flow(11), True), batch_size=3, max_images=8),
         "limited batches": ns.evaluate(model, batches(5, 6, 7, labels=False), baseline=baseline, max_images=9),
     }
 
@@ -68,13 +81,22 @@ def calibrations() -> dict[str, Any]:
         result = ns.convert(networks()[0], to="gn")
         done = ns.calibrate(result, data, **options)
         found[name] = {**done.to_dict(), "weights": result.model.state_dict()}
+    result = ns.convert(randomise_(seeded(ConvNet)).eval(), to="gn")  # more images than the means of which are kept
+    done = ns.calibrate(result, [smooth(700, side=6), smooth(401, seed=2, side=6)], max_images=1100, matched_images=9)
+    found["thinned"] = {**done.to_dict(), "weights": result.model.state_dict()}
     return found
 
 
-def smooth(count: int, seed: int = 1) -> Tensor:
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
+def smooth(count: int, seed: int = 1, side: int = 32) -> Tensor:
     """Images that differ in brightness and contrast, as photographs do."""
     generator = torch.Generator().manual_seed(seed)
-    x = nn.functional.avg_pool2d(torch.randn(count, 3, 36, 36, generator=generator), 5, 1)
+    x = nn.functional.avg_pool2d(torch.randn(count, 3, side + 4, side + 4, generator=generator), 5, 1)
     return x * (1 + 3 * torch.rand(count, 1, 1, 1, generator=generator)) + torch.randn(
         count, 3, 1, 1, generator=generator
     )
