@@ -75,7 +75,7 @@ def study(
     with status(f"looking at the {len(grid.cells())} cells of {grid.name} …"):
         from normsurgeon.study.experiment import run_study
     try:
-        with _view(grid) as watch:
+        with _view(grid) as (watch, tell):
             answer = run_study(
                 grid,
                 folder,
@@ -83,7 +83,7 @@ def study(
                 engine=engine,  # type: ignore[arg-type]
                 ray_address=ray_address,
                 device=device,
-                say=say,
+                say=tell,
                 on_progress=watch,
             )
     except KeyboardInterrupt:
@@ -160,6 +160,9 @@ def _view(grid: Grid) -> Iterator[Any]:
     )
     tasks: dict[Any, Any] = {}
 
+    def tell(message: str) -> None:
+        console.print(message, style="dim", markup=False, soft_wrap=True)  # above the bars, which share the console
+
     def name(cell: Any) -> str:
         return " · ".join(f"{axis.replace('_', ' ')} {cell.label(axis)}" for axis in varying) or cell.norm
 
@@ -179,6 +182,6 @@ def _view(grid: Grid) -> Iterator[Any]:
             accuracy = found.accuracy
             result = f"{100 * accuracy:.2f} %" if accuracy is not None else f"{found.status}: {found.reason}"
             if not live or found.status != "done":
-                say(f"{told.done}/{told.total}  {name(told.cell)}: {result}  ({found.seconds:.0f} s)")
+                tell(f"{told.done}/{told.total}  {name(told.cell)}: {result}  ({found.seconds:.0f} s)")
 
-        yield watch
+        yield watch, tell
