@@ -159,7 +159,10 @@ def _exchange(value: Any, error: Exception | None) -> list[Any]:
     try:
         dist.all_gather_object(found, (value, told), group=_group())
     except RuntimeError as lost:
-        raise _share(ProcessError("another of the processes has ended; its own message says why")) from lost
+        reason = " ".join(str(lost).split())[:140]
+        raise _share(
+            ProcessError(f"the processes cannot reach one another ({reason}); if one has ended, its message says why")
+        ) from lost
     for rank, (_, failure) in enumerate(found):
         if failure is not None:
             known, text = failure

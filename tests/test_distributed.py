@@ -22,7 +22,7 @@ import normsurgeon as ns
 from normsurgeon.analysis import fused
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
-from normsurgeon.errors import DataError
+from normsurgeon.errors import DataError, ProcessError
 from tests.conftest import ConvNet, randomise_
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -329,6 +329,24 @@ def test_a_launcher_says_which_share_and_which_gpu_are_a_processs_own(monkeypatc
         assert own_share() == Share(0, 1)
         assert own_device("cuda") == "cuda"
         assert gather("mine") == ["mine"]
+
+
+def test_a_process_that_is_gone_is_an_error(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+
+    def gone() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("normsurgeon.distributed._group", gone)
+    with (
+        pytest.raises(
+            ProcessError,
+            match=r"^the processes cannot reach one another \(Connection closed by peer\); if one has ended, its message",
+        ),
+        together(),
+    ):
+        gather("mine")
 
 
 def test_at_the_command_line_the_first_process_speaks(tmp_path):
