@@ -15,7 +15,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.data.sources import ImageSource
-from normsurgeon.errors import DataError, TrainingError
+from normsurgeon.errors import DataError, TrainingError, UsageError
 
 STEADY = {"sched": "constant", "warmup_epochs": 0.0, "device": "cpu"}
 
@@ -308,3 +308,58 @@ def test_a_source_and_batches_are_both_data(convnet):
     convnet.pretrained_cfg = {"input_size": (3, 12, 12), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     tuned = ns.finetune(convnet, source, "digits", steps=2, device="cpu")
     assert tuned.after.images == 360
+
+
+def test_the_last_network_is_given_where_none_is_to_be_picked(convnet, tmp_path):
+    train = [(images(), labels())]
+    with torch.no_grad():
+        val = [(images(), convnet(images()).argmax(1))]  # right at the start
+    ruined = {"steps": 20, "lr": 0.05, "opt": "sgd", **STEADY}
+    best = ns.finetune(convnet, train, val, **ruined)
+    last = ns.finetune(convnet, train, val, keep="last", output=tmp_path, **ruined)
+    assert best.best["step"] == 0
+    assert last.best is None
+    assert last.after.loss > best.after.loss
+    assert last.after.loss == pytest.approx(ns.evaluate(last.model, val).loss)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "last.safetensors", "state.pt"]
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Somebody's data set, with an augmentation of its own."""
+
+    def __init__(self, count=16):
+        self.images, self.targets = images(count), labels(count).tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return self.images[index] + 0.1 * torch.randn(3, 12, 12), self.targets[index]
+
+
+def test_a_torch_dataset_trains_and_its_randomness_is_the_runs(convnet):
+    settings = {"steps": 4, "batch_size": 8, "lr": 1e-3, "device": "cpu"}
+    torch.manual_seed(1)
+    first = ns.finetune(convnet, Noisy(), Noisy(), **settings)
+    torch.manual_seed(2)
+    second = ns.finetune(convnet, Noisy(), **settings)
+    assert first.history.column("loss") == second.history.column("loss")
+    assert first.after.images == 16
+    plain = ns.finetune(convnet, [(Noisy().images, labels())], **settings)
+    assert plain.history.column("loss") != first.history.column("loss")
+
+
+def test_a_dataset_is_checked_before_it_trains(convnet):
+    wrong = Noisy()
+    wrong.targets[3] = 10
+    with pytest.raises(DataError, match="label 10"):
+        ns.finetune(convnet, wrong, steps=1, device="cpu")
+    with pytest.raises(DataError, match=r"^the data set Noisy is empty; try another split$"):
+        ns.finetune(convnet, Noisy(0), steps=1, device="cpu")
+    raw = Noisy()
+    raw.images = [str(number) for number in range(16)]
+    raw.__class__ = type("Raw", (Noisy,), {"__getitem__": lambda self, index: (self.images[index], 0)})
+    with pytest.raises(
+        UsageError, match=r"^the data set gives a str as image \d+; give it a transform that makes tensors$"
+    ):
+        ns.finetune(convnet, raw, steps=1, device="cpu")

@@ -33,6 +33,7 @@ from normsurgeon.training.trainable import choose_trainable_, make_optimizer, ma
         ({"kl": -1}, r"^kl=-1 must be a number, at least 0$"),
         ({"distance": float("inf")}, r"^distance=inf must be a number, finite$"),
         ({"sched": "cosin"}, r"^sched='cosin' is unknown; it is one of cosine, tanh, poly, step, constant$"),
+        ({"keep": "first"}, r"^keep='first' is unknown; it is one of best, last$"),
         ({"precision": "half"}, r"^precision='half' is unknown; it is one of no, bf16, fp16$"),
         ({"scale": (0.9, 0.1)}, r"^scale=\(0\.9, 0\.1\) must be two shares of an image, the smaller first$"),
     ],

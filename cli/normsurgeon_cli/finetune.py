@@ -120,6 +120,9 @@ def finetune(
     precision: Annotated[str | None, _option("no (default), bf16 or fp16.", RUN)] = None,
     compile: Annotated[bool | None, _option("torch.compile.", RUN, "--compile")] = None,
     channels_last: Annotated[bool | None, _option("Memory format.", RUN, "--channels-last")] = None,
+    keep: Annotated[
+        str | None, _option("The network that the run gives: best (default) on --val, or last.", RUN)
+    ] = None,
     checkpoint_minutes: Annotated[float | None, _option("How often the state is saved. Default: 10.", RUN)] = None,
     tracker: Annotated[list[str] | None, _option("tensorboard, wandb, … Repeatable.", RUN, metavar="NAME")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=RUN)] = 0,
@@ -142,7 +145,7 @@ def finetune(
         "augment": augment, "scale": None if scale is None else (scale, 1.0), "hflip": hflip,
         "color_jitter": color_jitter, "aa": aa, "reprob": reprob, "smoothing": smoothing, "mixup": mixup,
         "cutmix": cutmix, "drop": drop, "drop_path": drop_path, "seed": seed, "precision": precision,
-        "compile": compile, "channels_last": channels_last, "checkpoint_minutes": checkpoint_minutes,
+        "compile": compile, "channels_last": channels_last, "keep": keep, "checkpoint_minutes": checkpoint_minutes,
         "trackers": tuple(tracker) if tracker else None,
     }  # fmt: skip
     if to is None and groups != "auto":
