@@ -16,6 +16,7 @@ COLOURS = {"bn": "#c0504d", "gn": "#1f6fb4", "ln": "#4f8f46"}
 
 
 def main() -> None:
+    """Read the answer that is named on the command line, and write the picture."""
     answer = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "normsurgeon", "font.family": "sans-serif"})
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
