@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normsurgeon.errors import CheckpointError, DataError, LoadingError, UsageError
+from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
 from normsurgeon.evaluation import evaluate
 from normsurgeon.study import experiment
 from normsurgeon.study.engines import Work, processes
@@ -75,7 +75,11 @@ def test_parallel_processes_give_the_table_of_one(whole, tmp_path):
 def test_ray_gives_the_table_of_one_process(whole, tmp_path):
     pytest.importorskip("ray", reason="Ray is an extra")
     _, outcomes = whole
-    assert without_time(run_study(GRID, tmp_path, jobs=2, engine="ray").results.outcomes) == outcomes
+    try:
+        found = run_study(GRID, tmp_path, jobs=2, engine="ray")
+    except EnvironmentProblem as problem:  # a machine without shared memory, or where no port may be opened
+        pytest.skip(str(problem))
+    assert without_time(found.results.outcomes) == outcomes
 
 
 def test_a_finished_study_runs_nothing_again(whole, monkeypatch):
