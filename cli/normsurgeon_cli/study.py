@@ -102,8 +102,7 @@ def study(
 
 def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     with status("loading data sets and networks …"):
-        import os
-
+        from normsurgeon.study.engines import cores
         from normsurgeon.study.estimating import estimate_seconds
         from normsurgeon.study.experiment import check
         from normsurgeon.study.records import AXES
@@ -111,7 +110,7 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
         impossible = check(grid)
     cells = grid.cells()
     possible = [cell for cell in cells if cell not in impossible]
-    jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    jobs = jobs or cores()
     with progress("timing a few updates") as advance:
         seconds = estimate_seconds(grid, possible, jobs, advance)
     if json:

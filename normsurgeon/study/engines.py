@@ -114,6 +114,15 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
             process.terminate()
 
 
+def cores() -> int:
+    """How many CPUs this process may use.
+
+    >>> cores() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _death(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from normsurgeon.errors import DataError, LoadingError, UsageError
 from normsurgeon.study.answer import Answer, answer
-from normsurgeon.study.engines import Work, processes, serial
+from normsurgeon.study.engines import Work, cores, processes, serial
 from normsurgeon.study.grid import Grid, read_grid
 from normsurgeon.study.networks import build_network
 from normsurgeon.study.preparing import open_data
@@ -116,7 +116,7 @@ def _run(
 ) -> Generator[Outcome, None, None]:
     if engine == "ray":
         return on_ray(work, cells, told, jobs, address)
-    jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    jobs = jobs or cores()
     if jobs == 1:
         return serial(work, cells, told)
     return processes(work, cells, told, jobs)
