@@ -13,17 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
 from normsurgeon.evaluation import evaluate
-from normsurgeon.study import experiment
+from normsurgeon.study import experiment, preparing
 from normsurgeon.study.engines import Work, processes
 from normsurgeon.study.experiment import run_study
 from normsurgeon.study.grid import Grid
-from normsurgeon.study.preparing import open_data, prepare
+from normsurgeon.study.networks import build_network
+from normsurgeon.study.preparing import DataSet, open_data, prepare
 from normsurgeon.study.records import Cell, Outcome
 from normsurgeon.study.running import config_of, load_kept, run_cell
 from normsurgeon.study.store import open_store, read_store
+from normsurgeon.training.feeding import TensorSamples
 from normsurgeon.training.settings import Settings
 
 TINY = {"epochs": 1, "train_images": 128, "test_images": 100, "image_size": 8}
@@ -161,6 +165,18 @@ def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
     assert found[cells[1]].reason == "its process was ended by SIGKILL; was memory short? try fewer --jobs"
 
 
+def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from normsurgeon.study.experiment import run_study\n"
+        f"run_study({ {**GRID, 'norms': 'bn'}!r}, {str(tmp_path / 'out')!r}, jobs=2)"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.rstrip().endswith("call run_study below if __name__ == '__main__':, or give jobs=1")
+    assert read_store(tmp_path / "out")[1] == {}
+
+
 class _Deadly(Work):
     def do(self, cell: Cell, tell=None) -> Outcome:
         if cell.seed == 1:
@@ -176,6 +192,32 @@ def test_failed_cells_are_tried_again_and_diverged_ones_are_not(tmp_path, monkey
         store.write(Outcome(cells[1], "diverged", "the loss is not finite"))
     result = run_study(grid, tmp_path, jobs=1)
     assert [outcome.status for outcome in result.results.outcomes] == ["done", "diverged", "done"]
+
+
+def test_a_device_that_is_not_there_runs_nothing(tmp_path):
+    with pytest.raises(UsageError, match=r"^there is no device 'abacus'; try cpu, cuda, cuda:1 or mps$"):
+        run_study(GRID, tmp_path / "out", device="abacus")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_skipped_cell_that_seems_possible_is_tried_again(tmp_path):
+    grid = {**GRID, "norms": ["gn", "gn:3"], "batch_sizes": 32, "seeds": 1}
+    with open_store(tmp_path) as store:
+        for cell in Grid.from_dict(grid).cells():
+            store.write(Outcome(cell, "skipped", "precision=fp16 takes a GPU, and this runs on the CPU"))
+    said: list[str] = []
+    result = run_study(grid, tmp_path, jobs=1, say=said.append)
+    assert [outcome.status for outcome in result.results.outcomes] == ["done", "skipped"]
+    assert said == [f"1 of 2 cells have their results in {tmp_path} already"]
+
+
+def test_ctrl_c_in_one_process_is_an_interruption_of_the_study(tmp_path):
+    def press(told) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study({**GRID, "training": {**TINY, "epochs": 400}}, tmp_path, jobs=1, on_progress=press)
+    assert read_store(tmp_path)[1] == {}
 
 
 def test_a_cell_that_diverges_is_an_outcome():
@@ -303,8 +345,6 @@ def test_training_images_are_the_same_for_every_cell_and_none_is_tested_on():
 
 
 def test_a_folder_without_splits_holds_a_fifth_out(tmp_path):
-    from PIL import Image
-
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for number in range(10):
@@ -313,6 +353,39 @@ def test_a_folder_without_splits_holds_a_fifth_out(tmp_path):
     assert (len(data.train), len(data.test), data.classes, data.channels) == (16, 4, 2, 3)
     train = {data.train.name_of(i) for i in range(16)}
     assert not train & {data.test.name_of(i) for i in range(4)}
+
+
+def test_training_and_test_folders_have_the_same_classes(tmp_path):
+    for place in ("train/cat", "train/dog", "val/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "0.png")
+    with pytest.raises(DataError, match=r"has other classes to train on than to test on \(cat in one of them alone\)"):
+        open_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("judge", ["last", "epoch"])
+def test_images_that_do_not_fit_into_memory_are_read_anew_and_give_the_same(judge, monkeypatch):
+    grid = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1, "training": {**TINY, "epochs": 2, "judge": judge}})
+    held = run_cell(grid, grid.cells()[0])
+    monkeypatch.setattr(preparing, "MOST_BYTES", 0)
+    monkeypatch.setattr(TensorSamples, "__init__", lambda *_: pytest.fail("the images were held"))
+    again = run_cell(grid, grid.cells()[0])
+    assert again.correct == held.correct
+    assert again.loss == pytest.approx(held.loss, rel=1e-5)  # summed up in other batches
+
+
+def test_preprocessing_is_fitted_to_images_from_all_over_the_split(monkeypatch):
+    monkeypatch.setattr(preparing, "MOST_IMAGES", 10)
+    seen: list[int] = []
+
+    class Source(list):
+        def __getitem__(self, index):
+            seen.append(index)
+            return Image.new("L", (8, 8), index), 0
+
+    config = DataConfig.of(build_network(Cell("resnet8", "digits"), 10, 1))
+    preparing._fitted(DataSet("d", Source(range(19)), (), 10, 1), config, None, "standard")
+    assert seen == list(range(0, 19, 2))
 
 
 def test_images_without_labels_cannot_be_studied(tmp_path):

@@ -149,7 +149,7 @@ def _view(grid: Grid) -> Iterator[Any]:
     cells = grid.cells()
     varying = [axis for axis in cells[0].to_dict() if len({getattr(cell, axis) for cell in cells}) > 1]
     bar = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # brackets in names are no markup
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -18,13 +19,16 @@ from typing import Any
 
 import torch
 
-from normsurgeon.errors import TrainingStopped
+from normsurgeon.errors import EnvironmentProblem, TrainingStopped
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.records import Cell, Outcome
 from normsurgeon.study.running import run_cell
 
 TOLD_EVERY = 0.5
 """Seconds between two words about a cell's progress."""
+
+READY = "ready"
+"""A worker's first word."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def serial(work: Work, cells: Sequence[Cell], told: Told) -> Generator[Outcome, 
     try:
         for cell in cells:
             yield work.do(cell, lambda share, cell=cell: told(cell, share))  # type: ignore[misc]
+    except TrainingStopped as stopped:  # its advice is finetune's
+        raise KeyboardInterrupt from stopped
     finally:
         torch.set_num_threads(threads)
 
@@ -68,6 +74,8 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
     waiting = list(reversed(cells))
     context = multiprocessing.get_context("spawn")
     running: dict[Connection, tuple[Any, Cell]] = {}
+    numbers: dict[Connection, int] = {}  # of the workers, which say whose GPU is whose
+    begun = False
     devices = torch.cuda.device_count() if work.device in (None, "cuda") else 0
 
     def start(number: int) -> tuple[Connection, Any]:
@@ -76,12 +84,14 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
         process = context.Process(target=_serve, args=(theirs, replace(work, device=device)), daemon=True)
         process.start()
         theirs.close()
+        numbers[ours] = number
         return ours, process
 
     def give(connection: Connection, process: Any) -> None:
         cell = waiting.pop()
         running[connection] = process, cell
-        connection.send(cell)
+        with suppress(OSError):  # a process that is gone is found below
+            connection.send(cell)
 
     try:
         for number in range(min(jobs, len(cells))):
@@ -94,10 +104,18 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
                     message = ready.recv()
                 except (EOFError, OSError):
                     process.join()
+                    if not begun:
+                        raise EnvironmentProblem(
+                            f"no worker can start: {_death(process.exitcode)}; in a script, call run_study below "
+                            "if __name__ == '__main__':, or give jobs=1"
+                        ) from None
                     del running[ready]
                     yield Outcome(cell, "failed", _death(process.exitcode))
                     if waiting:
-                        give(*start(len(running)))
+                        give(*start(numbers.pop(ready)))
+                    continue
+                begun = True
+                if message == READY:
                     continue
                 if isinstance(message, float):
                     told(cell, message)
@@ -143,6 +161,7 @@ def _serve(connection: Connection, work: Work) -> None:
         connection.send(share)
 
     try:
+        connection.send(READY)
         while (cell := connection.recv()) is not None:
             connection.send(work.do(cell, tell))
     except (EOFError, OSError, KeyboardInterrupt, TrainingStopped):

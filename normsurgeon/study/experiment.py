@@ -21,6 +21,7 @@ from normsurgeon.study.preparing import open_data
 from normsurgeon.study.ray_engine import on_ray
 from normsurgeon.study.records import Cell, Outcome, Results
 from normsurgeon.study.store import Store, open_store
+from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
 
 Engine = Literal["local", "ray"]
@@ -64,10 +65,10 @@ def run_study(
     on_progress  is told of cells that begin, go on and end
 
     A study that was killed goes on where it was: cells that are done, diverged or impossible are kept, cells that
-    failed are tried again. Every cell is a function of its settings alone, so the results are those of an
-    uninterrupted study, whatever ``jobs`` and ``engine`` are.
+    failed, or were skipped and seem possible now, are tried again. Every cell is a function of its settings alone, so
+    the results are those of an uninterrupted study, whatever ``jobs`` and ``engine`` are.
 
-    :raises UsageError: a grid that cannot be, or results in the folder of another training.
+    :raises UsageError: a grid that cannot be, a device that is not here, or results in the folder of another training.
     :raises DataError: a data set that is not there: nothing is run.
     :raises LoadingError: a network that cannot be loaded: nothing is run.
     :raises KeyboardInterrupt: Ctrl-C or SIGTERM; what is done is stored.
@@ -84,13 +85,15 @@ def run_study(
         raise UsageError(f"jobs={jobs} must be at least 1")
     if engine not in ("local", "ray"):
         raise UsageError(f"there is no engine {engine!r}; it is local or ray")
+    if engine == "local":
+        find_device(device)  # of a cluster, the workers know
     folder = Path(output)
     cells = grid.cells()
-    check(grid)
+    impossible = check(grid)
     with open_store(folder) as store, _terminated_is_interrupted():
         _same_training(store, grid, folder)
         known = store.outcomes()
-        todo = [cell for cell in cells if not _settled(known.get(cell.key), grid)]
+        todo = [cell for cell in cells if not _settled(known.get(cell.key), grid, cell in impossible)]
         if len(todo) < len(cells):
             say(f"{len(cells) - len(todo)} of {len(cells)} cells have their results in {folder} already")
         work = Work(grid, folder / "networks" if grid.keep_checkpoints else None, device)
@@ -162,9 +165,11 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
     return None
 
 
-def _settled(outcome: Outcome | None, grid: Grid) -> bool:
+def _settled(outcome: Outcome | None, grid: Grid, impossible: bool) -> bool:
     if outcome is None or outcome.status == "failed":
         return False
+    if outcome.status == "skipped":  # for a reason that may be of that time alone, such as another device
+        return impossible
     return outcome.status != "done" or not grid.analysis or outcome.looked is not None
 
 

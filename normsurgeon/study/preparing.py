@@ -75,6 +75,12 @@ def open_data(name: str, train_images: int | None = None, test_images: int | Non
     if os.path.isdir(name) and _same(train, test):
         whole = open_source(name)
         train, test = split_source(whole, max(1, round(HELD_OUT * len(whole))), seed=0)
+    if train.class_names and test.class_names and train.class_names != test.class_names:
+        missing = sorted(set(train.class_names) ^ set(test.class_names))
+        raise DataError(
+            f"{name} has other classes to train on than to test on ({', '.join(missing[:5])} in one of them alone); "
+            "give both the same class folders"
+        )
     classes = len(train.class_names) if train.class_names else 1 + max(_labels(train))
     if train_images is not None and train_images < len(train):
         train = split_source(train, train_images, seed=1)[1]
@@ -139,16 +145,17 @@ def prepare(data: DataSet, config: DataConfig, preprocessing: str, settings: Set
     else:
         train = _whole(data.train, plain, fitted)
     test = _whole(data.test, plain, fitted)
+    if isinstance(test, _Lazy):
+        test = DataLoader(test, batch_size=64)
     return Prepared(train, test, fitted)
 
 
 def _whole(source: ImageSource, config: DataConfig, fitted: Preprocessing) -> Any:
-    """All images in memory where they fit; else a Dataset (of training images), or a loader (of test images)."""
+    """All images in memory where they fit; else a Dataset that reads them anew."""
     channels, height, width = config.input_size
     if 4 * channels * height * width * len(source) <= MOST_BYTES:
         return _held(source, config, fitted)
-    lazy = _Lazy(source, config.transform(), fitted)
-    return DataLoader(lazy, batch_size=64)
+    return _Lazy(source, config.transform(), fitted)
 
 
 @lru_cache(maxsize=4)
@@ -164,7 +171,7 @@ def _held(source: ImageSource, config: DataConfig, fitted: Preprocessing) -> lis
 @lru_cache(maxsize=8)
 def _fitted(data: DataSet, config: DataConfig, own: Any, name: str) -> Preprocessing:
     transform = config.transform()
-    numbers = range(0, len(data.train), max(1, len(data.train) // MOST_IMAGES))  # spread evenly over the split
+    numbers = range(0, len(data.train), -(-len(data.train) // MOST_IMAGES))  # spread evenly over the split
 
     def batches() -> Iterator[Tensor]:
         for first in range(0, len(numbers), TESTED_AT_ONCE):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.preprocessing import DataConfig
@@ -83,10 +84,11 @@ def _trained(
     images = prepare(data, config, cell.preprocessing, settings)
     by_epoch = shared.judge == "epoch"
     before = evaluate(model, images.test, device=device) if cell.start == "converted" and not by_epoch else None
+    judged = images.test.dataset if isinstance(images.test, DataLoader) else images.test  # a loader would be listed
     tuned = finetune(
         model,
         images.train,
-        images.test if by_epoch else None,
+        judged if by_epoch else None,
         teacher=None,
         settings=settings,
         device=device,
