@@ -24,7 +24,7 @@ from normsurgeon.study.experiment import run_study
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
 from normsurgeon.study.preparing import DataSet, open_data, prepare
-from normsurgeon.study.records import Cell, Outcome
+from normsurgeon.study.records import Cell, Epoch, Outcome, finite
 from normsurgeon.study.running import config_of, load_kept, run_cell
 from normsurgeon.study.store import open_store, read_store
 from normsurgeon.training.feeding import TensorSamples
@@ -228,6 +228,23 @@ def test_a_cell_that_diverges_is_an_outcome():
     assert outcome.reason.startswith("the loss is not finite at update ")
 
 
+def test_numbers_that_are_not_finite_are_stored_as_none(tmp_path):
+    outcome = finite(
+        Outcome(Cell("m", "d"), "done", correct=1, images=2, curve=(Epoch(1.0, 1, float("inf"), 0.5, 2.0),))
+    )
+    assert outcome.curve == (Epoch(1.0, 1, None, 0.5, 2.0),)
+    with open_store(tmp_path) as store:
+        store.write(outcome)
+        assert store.outcomes() == {outcome.cell.key: outcome}
+
+
+def test_a_file_is_no_network_with_random_weights(tmp_path):
+    path = tmp_path / "start.safetensors"
+    path.touch()
+    with pytest.raises(UsageError, match=r"is a file, whose weights are not random; try start: converted$"):
+        build_network(Cell(str(path), "digits"), 10, 1)
+
+
 def test_a_cell_that_fails_says_what_happened(monkeypatch):
     grid = Grid.from_dict({**GRID, "norms": "bn", "seeds": 1})
 
@@ -365,7 +382,7 @@ def test_training_and_test_folders_have_the_same_classes(tmp_path):
 
 @pytest.mark.parametrize("judge", ["last", "epoch"])
 def test_images_that_do_not_fit_into_memory_are_read_anew_and_give_the_same(judge, monkeypatch):
-    grid = Grid.from_dict({**GRID, "norms": "gn", "seeds": 1, "training": {**TINY, "epochs": 2, "judge": judge}})
+    grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 64, "seeds": 1, "training": {**TINY, "judge": judge}})
     held = run_cell(grid, grid.cells()[0])
     monkeypatch.setattr(preparing, "MOST_BYTES", 0)
     monkeypatch.setattr(TensorSamples, "__init__", lambda *_: pytest.fail("the images were held"))
@@ -379,6 +396,8 @@ def test_preprocessing_is_fitted_to_images_from_all_over_the_split(monkeypatch):
     seen: list[int] = []
 
     class Source(list):
+        __hash__ = object.__hash__
+
         def __getitem__(self, index):
             seen.append(index)
             return Image.new("L", (8, 8), index), 0

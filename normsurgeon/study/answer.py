@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from normsurgeon.study import statistics
 from normsurgeon.study.findings import Finding
 from normsurgeon.study.pairing import axis_order, setting_axes
 from normsurgeon.study.quantities import Comparison, Crossing, Rank, Row
-from normsurgeon.study.records import Results
+from normsurgeon.study.records import Results, plain
 
 if TYPE_CHECKING:
     from normsurgeon.study.terminal import TerminalAnswer
@@ -68,14 +67,14 @@ class Answer:
                 "norms": list(self.norms),
                 "seeds": list(self.seeds),
             },
-            "training": _plain(self.results.training),
+            "training": plain(self.results.training),
             "counts": self.results.counts(),
             "table": [row.to_dict() for row in self.table],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "ranking": [rank.to_dict() for rank in self.ranking],
             "crossings": [crossing.to_dict() for crossing in self.crossings],
             "findings": [finding.to_dict() for finding in self.findings],
-            "cells": [_plain(outcome.to_dict()) for outcome in self.results.outcomes],
+            "cells": [plain(outcome.to_dict()) for outcome in self.results.outcomes],
         }
 
     # A renderer is imported when it is asked for: the numbers come without it.
@@ -134,13 +133,3 @@ def answer(results: Results) -> Answer:
         crossings=tuple(statistics.crossing(results, axis) for axis in setting_axes(results)),
         findings=sentences.findings(results, compared, ranked),
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from timm.layers import activations as timm_activations
 from timm.layers import get_act_layer
 from torch import nn
@@ -70,6 +72,8 @@ def _loaded(cell: Cell, classes: int, channels: int) -> nn.Module:
             )
         return SMALL[cell.model](num_classes=classes, in_chans=channels)
     if cell.start == "scratch":
+        if os.path.isfile(cell.model):
+            raise UsageError(f"{cell.model} is a file, whose weights are not random; try start: converted")
         return load(cell.model, pretrained=False, num_classes=classes, in_chans=channels)
     if _is_timm(cell.model):
         return load(cell.model, num_classes=classes, in_chans=channels)

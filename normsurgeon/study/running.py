@@ -20,7 +20,7 @@ from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
 from normsurgeon.study.preparing import open_data, prepare
-from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome
+from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome, finite
 from normsurgeon.training.finetuning import finetune
 from normsurgeon.training.history import History
 from normsurgeon.training.settings import Settings
@@ -69,7 +69,7 @@ def run_cell(
         outcome = Outcome(cell, "failed", _line(error) or "out of memory")
     except Exception as error:  # a cell that fails is not in the way of the others
         outcome = Outcome(cell, "failed", f"{type(error).__name__}: {_line(error)}")
-    return replace(outcome, seconds=time.perf_counter() - began)
+    return replace(finite(outcome), seconds=time.perf_counter() - began)
 
 
 def _trained(
