@@ -71,7 +71,8 @@ def main() -> int:
         done = ns.reconstruct(result, fit)
         row(f"{target}: + reconstructed ({done.best_step} of {done.steps} updates kept)", result.model, done.seconds)
         if options.finetune:
-            tuned = ns.finetune(result, fit, steps=options.finetune, ce=0.0, mixup=0.4, cutmix=1.0)
+            settings = {"lr": 3e-5, "batch_size": 32, "mixup": 0.8, "cutmix": 1.0, "scale": (0.2, 1.0)}
+            tuned = ns.finetune(result, fit, steps=options.finetune, ce=0.0, **settings)
             row(f"{target}: + fine-tuned ({tuned.steps} updates)", tuned.model, tuned.seconds)
     print(f"\n{len(fit)} images fitted on, without labels; {original.images} judged by; seed {options.seed}")
     return 0

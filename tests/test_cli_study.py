@@ -57,8 +57,8 @@ def test_the_answer_is_text_in_a_pipe_and_progress_goes_to_standard_error(run, c
     assert done.exit_code == 0, done.stderr
     assert "What this study shows" in done.stdout
     assert "\x1b" not in done.stdout
-    assert "2/3  norm gn: " in done.stderr
-    assert "3/3  norm gn:3: skipped: 3 groups do not divide the 16 channels of bn1" in done.stderr
+    assert "3/3  norm gn: " in done.stderr
+    assert "1/3  norm gn:3: skipped: 3 groups do not divide the 16 channels of bn1" in done.stderr
     assert "wrote page.html" in done.stderr
     again = run("study", config, "--jobs", "1", "--output", "out", "--html", "page.html")
     assert "3 of 3 cells have their results in out already" in again.stderr
@@ -119,3 +119,10 @@ def test_validating_a_study_imports_no_torch(config):
         f"read_grid(shipped.find({str(config)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_study_without_any_result_is_a_failure(run, config):
+    config.write_text(TINY.replace('[bn, gn, "gn:3"]', '"gn:3"'))
+    done = run("study", config, "--jobs", "1")
+    assert done.exit_code == 1
+    assert "error: no cell of tiny has a result; the reasons are above and in study-tiny/report.html" in done.stderr

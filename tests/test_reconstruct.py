@@ -14,6 +14,7 @@ from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, TrainingError, UsageError
 from normsurgeon.recovery.block_fitting import fit_block
+from normsurgeon.recovery.fitting import Fitting
 from normsurgeon.recovery.recipe import Recipe
 from tests.conftest import ConvNet
 from tests.test_calibrate import images
@@ -50,7 +51,7 @@ def test_what_is_reported_is_the_held_out_kl_of_what_was_kept(convnet: ConvNet) 
     held_out = x[list(split_numbers(96, done.held_out, 0)[1])]
     found = ns.evaluate(result.model, [(held_out, None)], baseline=convnet)
     assert found.kl == pytest.approx(done.kl, rel=1e-4)
-    assert done.kl == min(kl for _, kl in done.curve)
+    assert done.kl == dict(done.curve)[done.best_step]
     assert dict(done.curve)[done.best_step] == done.kl
 
 
@@ -258,3 +259,19 @@ def test_a_last_linear_layer_that_gives_no_logits_is_not_scaled() -> None:
     assert done.kl == done.kl_before > 1e-3
     assert done.logit_scale == 1
     assert torch.equal(result.model.inner.weight, weight)
+
+
+def test_a_gain_within_its_standard_error_is_no_gain(convnet: ConvNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    calls = []
+
+    def noisy(self: Fitting) -> torch.Tensor:
+        calls.append(None)
+        kls = 1.0 + 0.1 * torch.randn(16, generator=generator, dtype=torch.float64)
+        return kls - kls.mean() + 1.0 - 1e-3 * len(calls)  # a little less every time, far within the noise
+
+    monkeypatch.setattr(Fitting, "_held_out_kls", noisy)
+    result = ns.convert(convnet, to="gn")
+    done = ns.reconstruct(result, [images(96)], **{**QUICK, "patience": 99})
+    assert len(calls) > 5
+    assert done.best_step == 0

@@ -216,7 +216,8 @@ def test_ctrl_c_in_one_process_is_an_interruption_of_the_study(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run_study({**GRID, "training": {**TINY, "epochs": 400}}, tmp_path, jobs=1, on_progress=press)
+        grid = {**GRID, "norms": "bn", "training": {**TINY, "epochs": 400}}
+        run_study(grid, tmp_path, jobs=1, on_progress=press)
     assert read_store(tmp_path)[1] == {}
 
 
@@ -498,3 +499,62 @@ def test_a_batch_larger_than_the_data_is_skipped():
         "skipped",
         "batch_size=4096 is more than the 1437 training images of digits; try a smaller batch",
     )
+
+
+def test_results_of_another_file_or_other_images_are_not_mixed_in(tmp_path):
+    import normsurgeon as ns
+
+    path = tmp_path / "start.safetensors"
+
+    def saved(seed: int) -> None:
+        torch.manual_seed(seed)
+        ns.save(ns.load("test_resnet", pretrained=False, num_classes=10, in_chans=1), path)
+
+    grid = {**GRID, "models": str(path), "start": "converted", "norms": "bn", "batch_sizes": 32, "seeds": 1}
+    grid["training"] = {**TINY, "image_size": 32}
+    saved(0)
+    run_study(grid, tmp_path / "out", jobs=1)
+    saved(1)
+    with pytest.raises(UsageError, match=r"start\.safetensors held something else; try another --output$"):
+        run_study(grid, tmp_path / "out", jobs=1)
+
+
+def test_other_versions_are_told(whole):
+    folder, _ = whole
+    with sqlite3.connect(folder / "results.sqlite") as connection:
+        (text,) = connection.execute("select value from study where key = 'versions'").fetchone()
+        old = text.replace('"torch": "', '"torch": "0.')
+        connection.execute("update study set value = ? where key = 'versions'", (old,))
+    said: list[str] = []
+    run_study(GRID, folder, jobs=1, say=said.append)
+    assert any("were made with other versions (torch 0." in line for line in said)
+
+
+def test_networks_that_are_asked_for_later_are_kept(tmp_path):
+    grid = {**GRID, "norms": "gn", "batch_sizes": 32, "seeds": 1}
+    (first,) = run_study(grid, tmp_path, jobs=1).results.outcomes
+    (second,) = run_study({**grid, "keep_checkpoints": True}, tmp_path, jobs=1).results.outcomes
+    assert without_time([first]) == without_time([second])
+    assert [path.name for path in (tmp_path / "networks").iterdir()] == [f"{first.cell.key}.safetensors"]
+
+
+def test_what_a_network_or_a_preprocessing_cannot_take_is_known_before_anything_runs(tmp_path):
+    grid = {**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 1, "preprocessing": ["standard", "zca"]}
+    grid["training"] = {**TINY, "image_size": 64}
+    reasons = experiment.check(Grid.from_dict(grid))
+    assert list(reasons.values()) == [
+        "zca takes images of at most 3072 values, and 1×64×64 has 4096; try image_size: 55, or linear-prediction"
+    ]
+    small = {**GRID, "models": "test_vit3", "norms": "bn", "seeds": 1, "training": {**TINY, "image_size": 32}}
+    (reason,) = set(experiment.check(Grid.from_dict(small)).values())
+    assert reason.startswith(
+        "test_vit3 takes no images of 1 × 32 × 32 (AssertionError: Input height (32) doesn't match"
+    )
+
+
+def test_images_are_let_go_after_a_study_and_folders_looked_at_anew(tmp_path):
+    from normsurgeon.study import preparing
+
+    run_study({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 1}, tmp_path, jobs=1)
+    assert preparing._held.cache_info().currsize == 0
+    assert preparing.open_data.cache_info().currsize == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from normsurgeon.errors import UsageError
+from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon_cli.console import err, out, print_json, print_table, progress, say, status
 
 if TYPE_CHECKING:
@@ -97,12 +97,14 @@ def study(
         from normsurgeon.study.terminal import print_answer
 
         print_answer(answer, out())
+    if not answer.results.counts()["done"]:
+        raise TrainingError(f"no cell of {grid.name} has a result; the reasons are above and in {page}")
     say(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
 
 
 def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     with status("loading data sets and networks …"):
-        from normsurgeon.study.engines import cores
+        from normsurgeon.study.engines import usual_jobs
         from normsurgeon.study.estimating import estimate_seconds
         from normsurgeon.study.experiment import check
         from normsurgeon.study.records import AXES
@@ -110,7 +112,7 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
         impossible = check(grid)
     cells = grid.cells()
     possible = [cell for cell in cells if cell not in impossible]
-    jobs = jobs or cores()
+    jobs = jobs or usual_jobs("cpu")
     with progress("timing a few updates") as advance:
         seconds = estimate_seconds(grid, possible, jobs, advance)
     if json:

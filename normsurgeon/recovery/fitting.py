@@ -45,9 +45,10 @@ class Fitting:
         self.held, self.held_reference = held[0], held[-1]
         self.held_logits = self._logits(reference, held[-1])
         self.step, self.best_step = 0, 0
-        self.kl_before = self._held_out_kl()
+        self.kl_before = _mean(self._held_out_kls())
         self.logit_scale = self._scale_classifier_()
-        self.best = self._held_out_kl()
+        self.best_kls = self._held_out_kls()
+        self.best = _mean(self.best_kls)
         self.curve = [(0, self.best)]
         self.kept = copy.deepcopy(model.state_dict())
         mixes = {"switch_prob": 0.5, "prob": recipe.mix, "label_smoothing": 0.0, "num_classes": 2}
@@ -116,11 +117,17 @@ class Fitting:
         optimizer.step()
 
     def _look(self) -> bool:
-        """Judge the present state; whether it is the best so far, which is then kept."""
-        kl = self._held_out_kl()
+        """Judge the present state; whether it is the best so far, which is then kept.
+
+        Better by more than the gain's standard error over the images: few of them are a noisy judge, and the best of
+        many looks is otherwise the luckiest.
+        """
+        kls = self._held_out_kls()
+        kl, gain = _mean(kls), self.best_kls - kls
         self.curve.append((self.step, kl))
-        if kl < self.best:
-            self.best, self.best_step = kl, self.step
+        error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        if kl < self.best and not self.best - kl <= error:  # any finite KL is better than none
+            self.best, self.best_kls, self.best_step = kl, kls, self.step
             self.kept = copy.deepcopy(self.model.state_dict())
             return True
         return False
@@ -135,21 +142,26 @@ class Fitting:
         with torch.no_grad():
             for parameter in head.parameters(recurse=False):
                 parameter.mul_(scale)
-        if self._held_out_kl() >= self.kl_before:  # what was found does not give the logits alone
+        if _mean(self._held_out_kls()) >= self.kl_before:  # what was found does not give the logits alone
             head.load_state_dict(before)
             return 1.0
         return scale
 
-    def _held_out_kl(self) -> float:
-        logits = self._logits(self.model, self.held)
-        kl = float(distillation(logits, self.held_logits))
-        return max(kl, 0.0) if math.isfinite(kl) else math.inf
+    def _held_out_kls(self) -> Tensor:
+        """KL(original ‖ converted) of each held-out image, (N,), in nats."""
+        ours, theirs = self._logits(self.model, self.held).log_softmax(1), self.held_logits.log_softmax(1)
+        return (theirs.exp() * (theirs - ours)).sum(1)
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         device, dtype = home_of(model)
         parts = images.split(self.recipe.batch_size)
         return torch.cat([classifier_logits(model, part.to(device, dtype)).double().cpu() for part in parts])
+
+
+def _mean(kls: Tensor) -> float:
+    kl = float(kls.mean())
+    return max(kl, 0.0) if math.isfinite(kl) else math.inf
 
 
 def best_scale(logits_NK: Tensor, reference_NK: Tensor) -> float:

@@ -125,11 +125,13 @@ def answer(results: Results) -> Answer:
     """
     compared = statistics.comparisons(results)
     ranked = statistics.ranking(results, compared)
+    # Rates that are scaled by the batch size are never the same in two of them: there is nothing to cross.
+    crossings = [statistics.crossing(results, axis) for axis in setting_axes(results)]
     return Answer(
         results=results,
         table=statistics.table(results),
         comparisons=compared,
         ranking=ranked,
-        crossings=tuple(statistics.crossing(results, axis) for axis in setting_axes(results)),
+        crossings=tuple(crossed for crossed in crossings if crossed.settings or crossed.axis != "lr"),
         findings=sentences.findings(results, compared, ranked),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -102,12 +103,7 @@ class Zca(Preprocessing):
         """
         count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
         for x in batches:
-            if x[0].numel() > cls.MOST_VALUES:
-                size = "×".join(map(str, x.shape[1:]))
-                raise UsageError(
-                    f"zca takes images of at most {cls.MOST_VALUES} values, and {size} has {x[0].numel()}; "
-                    f"try image_size: {int((cls.MOST_VALUES / x.shape[1]) ** 0.5)}, or linear-prediction"
-                )
+            cls.check_size(tuple(x.shape[1:]))
             x_ND = x.flatten(1)
             mean_D, more = x_ND.mean(0), len(x_ND)
             delta, total = mean_D - mean, count + more
@@ -117,6 +113,19 @@ class Zca(Preprocessing):
         values, vectors = torch.linalg.eigh(scatter / count)
         whitening = (vectors * (values.clamp(min=0) + eps).rsqrt()) @ vectors.mT
         return cls(mean.float(), whitening.float(), eps)
+
+    @classmethod
+    def check_size(cls, shape: tuple[int, ...]) -> None:
+        """Whether images of that shape, (C, H, W), can be whitened.
+
+        :raises UsageError: when they have too many values.
+        """
+        values = math.prod(shape)
+        if values > cls.MOST_VALUES:
+            raise UsageError(
+                f"zca takes images of at most {cls.MOST_VALUES} values, and {'×'.join(map(str, shape))} has {values}; "
+                f"try image_size: {int((cls.MOST_VALUES / shape[0]) ** 0.5)}, or linear-prediction"
+            )
 
     def __call__(self, x_NCHW: Tensor) -> Tensor:
         """Whitened images."""

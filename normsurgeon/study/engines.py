@@ -21,6 +21,7 @@ import torch
 
 from normsurgeon.errors import EnvironmentProblem, TrainingStopped
 from normsurgeon.study.grid import Grid
+from normsurgeon.study.preparing import forget
 from normsurgeon.study.records import Cell, Outcome
 from normsurgeon.study.running import run_cell
 
@@ -49,8 +50,13 @@ class Work:
                 last = time.monotonic()
                 tell(row["step"] / row["steps"])
 
-        keep = self.networks / f"{cell.key}.safetensors" if self.networks else None
+        keep = work_file(self.networks, cell) if self.networks else None
         return run_cell(self.grid, cell, keep=keep, device=self.device, on_progress=listen)
+
+
+def work_file(networks: Path, cell: Cell) -> Path:
+    """Where a cell's network is kept."""
+    return networks / f"{cell.key}.safetensors"
 
 
 Told = Callable[[Cell, float], None]
@@ -67,6 +73,7 @@ def serial(work: Work, cells: Sequence[Cell], told: Told) -> Generator[Outcome, 
         raise KeyboardInterrupt from stopped
     finally:
         torch.set_num_threads(threads)
+        forget()
 
 
 def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Generator[Outcome, None, None]:
@@ -139,6 +146,17 @@ def cores() -> int:
     True
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_jobs(device: str | None) -> int:
+    """Cells at once: one for each GPU where they run on GPUs, else one for each core.
+
+    >>> usual_jobs("cpu") == cores(), usual_jobs("cuda:1")
+    (True, 1)
+    """
+    if device is not None and device.startswith("cuda:"):
+        return 1
+    return (torch.cuda.device_count() if device in (None, "cuda") else 0) or cores()
 
 
 def _death(code: int | None) -> str:

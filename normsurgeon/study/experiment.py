@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -12,14 +13,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from normsurgeon.errors import DataError, LoadingError, UsageError
 from normsurgeon.study.answer import Answer, answer
-from normsurgeon.study.engines import Work, cores, processes, serial
+from normsurgeon.study.decorrelating import Zca
+from normsurgeon.study.engines import Work, processes, serial, usual_jobs, work_file
 from normsurgeon.study.grid import Grid, read_grid
 from normsurgeon.study.networks import build_network
-from normsurgeon.study.preparing import open_data
+from normsurgeon.study.preparing import fingerprint, forget, open_data
 from normsurgeon.study.ray_engine import on_ray
 from normsurgeon.study.records import Cell, Outcome, Results
+from normsurgeon.study.running import config_of
 from normsurgeon.study.store import Store, open_store
 from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
@@ -91,25 +96,34 @@ def run_study(
     cells = grid.cells()
     impossible = check(grid)
     with open_store(folder) as store, _terminated_is_interrupted():
-        _same_training(store, grid, folder)
+        _same_study(store, grid, folder, say)
         known = store.outcomes()
-        todo = [cell for cell in cells if not _settled(known.get(cell.key), grid, cell in impossible)]
-        if len(todo) < len(cells):
-            say(f"{len(cells) - len(todo)} of {len(cells)} cells have their results in {folder} already")
-        work = Work(grid, folder / "networks" if grid.keep_checkpoints else None, device)
-        done = len(cells) - len(todo)
+        networks = folder.resolve() / "networks" if grid.keep_checkpoints else None
+        open_cells = [cell for cell in cells if not _settled(known.get(cell.key), grid, cell in impossible, networks)]
+        if len(open_cells) < len(cells):
+            say(f"{len(cells) - len(open_cells)} of {len(cells)} cells have their results in {folder} already")
+        todo = [cell for cell in open_cells if cell not in impossible]
+        work = Work(grid, networks, device)
+        done = len(cells) - len(open_cells)
 
         def told(cell: Cell, share: float, outcome: Outcome | None = None) -> None:
             if on_progress is not None:
                 on_progress(Progress(done, len(cells), cell, share, outcome))
 
+        def take(outcome: Outcome) -> None:
+            nonlocal done
+            store.write(outcome)
+            known[outcome.cell.key] = outcome
+            done += 1
+            told(outcome.cell, 1.0, outcome)
+
+        for cell in open_cells:
+            if cell in impossible:
+                take(Outcome(cell, "skipped", impossible[cell]))
         if todo:
             with closing(_run(work, todo, told, jobs, engine, ray_address)) as outcomes:
                 for outcome in outcomes:
-                    store.write(outcome)
-                    known[outcome.cell.key] = outcome
-                    done += 1
-                    told(outcome.cell, 1.0, outcome)
+                    take(outcome)
     outcomes_in_order = tuple(known[cell.key] for cell in cells)
     return answer(Results(grid.name, outcomes_in_order, grid.title, grid.training.to_dict()))
 
@@ -119,7 +133,7 @@ def _run(
 ) -> Generator[Outcome, None, None]:
     if engine == "ray":
         return on_ray(work, cells, told, jobs, address)
-    jobs = jobs or cores()
+    jobs = jobs or usual_jobs(work.device)
     if jobs == 1:
         return serial(work, cells, told)
     return processes(work, cells, told, jobs)
@@ -137,54 +151,109 @@ def check(grid: Grid) -> dict[Cell, str]:
     :raises DataError: a data set that is not there.
     :raises LoadingError: a network that cannot be loaded.
     """
+    forget()
     impossible: dict[Cell, str] = {}
     seen: dict[tuple[Any, ...], str | None] = {}
     for cell in grid.cells():
         reason = grid.impossible(cell)
-        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm, cell.batch_size)
+        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm, cell.preprocessing)
         if reason is None and kind not in seen:
             seen[kind] = _problem(grid, cell)
-        reason = reason or seen.get(kind)
+        reason = reason or seen.get(kind) or _too_large(grid, cell)
         if reason is not None:
             impossible[cell] = reason
     return impossible
 
 
 def _problem(grid: Grid, cell: Cell) -> str | None:
+    """What is wrong with a cell's network: it is built, and two images go through it."""
     try:
         data = open_data(cell.dataset, grid.training.train_images, grid.training.test_images)
     except DataError as error:
         raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
     try:
-        data.check_batch(cell.batch_size)
-        build_network(cell, data.classes, data.channels)
+        model = build_network(cell, data.classes, data.channels).eval()
     except LoadingError as error:
         raise type(error)(f"the study's network {cell.model} cannot be used: {error}") from error
+    except UsageError as error:
+        return str(error)
+    shape = config_of(model, grid.training.image_size).input_size
+    try:
+        if cell.preprocessing == Zca.name:
+            Zca.check_size(shape)
+        with torch.inference_mode():
+            model(torch.zeros(2, *shape))
+    except UsageError as error:
+        return str(error)
+    except Exception as error:  # whatever a network says to images of a size that it does not take
+        said = " ".join(str(error).split())[:160]
+        return f"{cell.model} takes no images of {' × '.join(map(str, shape))} ({type(error).__name__}: {said})"
+    return None
+
+
+def _too_large(grid: Grid, cell: Cell) -> str | None:
+    try:
+        open_data(cell.dataset, grid.training.train_images, grid.training.test_images).check_batch(cell.batch_size)
     except UsageError as error:
         return str(error)
     return None
 
 
-def _settled(outcome: Outcome | None, grid: Grid, impossible: bool) -> bool:
+def _settled(outcome: Outcome | None, grid: Grid, impossible: bool, networks: Path | None) -> bool:
     if outcome is None or outcome.status == "failed":
         return False
     if outcome.status == "skipped":  # for a reason that may be of that time alone, such as another device
         return impossible
-    return outcome.status != "done" or not grid.analysis or outcome.looked is not None
+    if outcome.status == "diverged":
+        return True
+    kept = networks is None or work_file(networks, outcome.cell).is_file()
+    return kept and (not grid.analysis or outcome.looked is not None)
 
 
-def _same_training(store: Store, grid: Grid, folder: Path) -> None:
-    """Results that were made with other settings are another study's."""
-    now = grid.training.to_dict()
-    before = store.facts().get("training")
+def _same_study(store: Store, grid: Grid, folder: Path, say: Callable[[str], None]) -> None:
+    """Results of other settings or of other files are another study's."""
+    facts = store.facts()
+    now, before = grid.training.to_dict(), facts.get("training")
     if before is not None and before != now:
-        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in now if before.get(key) != now.get(key)]
+        names = dict.fromkeys((*before, *now))
+        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in names if before.get(key) != now.get(key)]
         raise UsageError(
             f"the results in {folder} were made with another training: {', '.join(changed)}; "
             "try another --output, or the settings of before"
         )
+    inputs, earlier = _inputs(grid), facts.get("inputs", {})
+    for name in inputs:
+        if earlier.get(name, inputs[name]) != inputs[name]:
+            raise UsageError(f"the results in {folder} were made when {name} held something else; try another --output")
     versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"normsurgeon": __version__}
-    store.state({"name": grid.name, "title": grid.title, "training": now, "grid": grid.to_dict(), "versions": versions})
+    older = facts.get("versions", versions)
+    if older != versions:
+        moved = ", ".join(
+            f"{name} {older.get(name)} → {versions[name]}" for name in versions if older.get(name) != versions[name]
+        )
+        say(f"some results in {folder} were made with other versions ({moved}): numbers may differ slightly")
+    store.state(
+        {
+            "name": grid.name,
+            "title": grid.title,
+            "training": now,
+            "grid": grid.to_dict(),
+            "inputs": {**earlier, **inputs},
+            "versions": versions,
+        }
+    )
+
+
+def _inputs(grid: Grid) -> dict[str, str]:
+    """What the study reads, by the names in its grid: of data sets which images, of files of weights what they hold."""
+    found = {}
+    for name in grid.datasets:
+        found[name] = fingerprint(open_data(name, grid.training.train_images, grid.training.test_images))
+    for name in grid.models:
+        if Path(name).is_file():
+            with open(name, "rb") as file:
+                found[name] = hashlib.sha256(file.read()).hexdigest()[:16]
+    return found
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -76,6 +77,7 @@ def _trained(
     grid: Grid, cell: Cell, keep: Path | None, device: str | None, on_progress: Callable[[dict[str, Any]], None] | None
 ) -> Outcome:
     shared = grid.training
+    device = device or ("cuda" if torch.cuda.is_available() else None)  # the same for training, testing and analysis
     data = open_data(cell.dataset, shared.train_images, shared.test_images)
     data.check_batch(cell.batch_size)
     model = build_network(cell, data.classes, data.channels)

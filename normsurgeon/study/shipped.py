@@ -24,7 +24,7 @@ def find(config: str | os.PathLike[str]) -> Path:
     'quick.yaml'
     """
     path = Path(config)
-    if not path.exists():
+    if not path.is_file():
         for name in (path.name, f"{path.name}.yaml"):
             if str(path) == path.name and name in names():
                 return FOLDER / name
