@@ -215,8 +215,8 @@ def test_ctrl_c_in_one_process_is_an_interruption_of_the_study(tmp_path):
     def press(told) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    grid = {**GRID, "norms": "bn", "training": {**TINY, "epochs": 400}}
     with pytest.raises(KeyboardInterrupt):
-        grid = {**GRID, "norms": "bn", "training": {**TINY, "epochs": 400}}
         run_study(grid, tmp_path, jobs=1, on_progress=press)
     assert read_store(tmp_path)[1] == {}
 
