@@ -20,7 +20,7 @@ from jupyter_client.manager import AsyncKernelManager  # noqa: E402
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 MOST_BYTES = 600_000
-SECONDS_A_CELL = 120
+SECONDS_A_CELL = 300
 
 # A home, work or temporary directory of some machine, on any system; not the path of a web address.
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work|workspace|mnt|tmp|opt|usr|var)/[\w.]|\b[A-Z]:\\\\+\w")
