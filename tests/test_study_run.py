@@ -19,6 +19,7 @@ from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
 from normsurgeon.evaluation import evaluate
 from normsurgeon.study import experiment, preparing
+from normsurgeon.study.checking import check
 from normsurgeon.study.engines import Work, processes
 from normsurgeon.study.experiment import run_study
 from normsurgeon.study.grid import Grid
@@ -546,12 +547,12 @@ def test_networks_that_are_asked_for_later_are_kept(tmp_path):
 def test_what_a_network_or_a_preprocessing_cannot_take_is_known_before_anything_runs(tmp_path):
     grid = {**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 1, "preprocessing": ["standard", "zca"]}
     grid["training"] = {**TINY, "image_size": 64}
-    reasons = experiment.check(Grid.from_dict(grid))
+    reasons = check(Grid.from_dict(grid))
     assert list(reasons.values()) == [
         "zca takes images of at most 3072 values, and 1×64×64 has 4096; try image_size: 55, or linear-prediction"
     ]
     small = {**GRID, "models": "test_vit3", "norms": "bn", "seeds": 1, "training": {**TINY, "image_size": 32}}
-    (reason,) = set(experiment.check(Grid.from_dict(small)).values())
+    (reason,) = set(check(Grid.from_dict(small)).values())
     assert reason.startswith(
         "test_vit3 takes no images of 1 × 32 × 32 (AssertionError: Input height (32) doesn't match"
     )

@@ -104,9 +104,9 @@ def study(
 
 def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     with status("loading data sets and networks …"):
+        from normsurgeon.study.checking import check
         from normsurgeon.study.engines import usual_jobs
         from normsurgeon.study.estimating import estimate_seconds
-        from normsurgeon.study.experiment import check
         from normsurgeon.study.records import AXES
 
         impossible = check(grid)

@@ -13,18 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from normsurgeon.errors import DataError, LoadingError, UsageError
+from normsurgeon.errors import UsageError
 from normsurgeon.study.answer import Answer, answer
-from normsurgeon.study.decorrelating import Zca
+from normsurgeon.study.checking import check
 from normsurgeon.study.engines import Work, processes, serial, usual_jobs, work_file
 from normsurgeon.study.grid import Grid, read_grid
-from normsurgeon.study.networks import build_network
-from normsurgeon.study.preparing import fingerprint, forget, open_data
+from normsurgeon.study.preparing import fingerprint, open_data
 from normsurgeon.study.ray_engine import on_ray
 from normsurgeon.study.records import Cell, Outcome, Results
-from normsurgeon.study.running import config_of
 from normsurgeon.study.store import Store, open_store
 from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
@@ -143,60 +139,6 @@ def _grid(config: Grid | Mapping[str, Any] | str | os.PathLike[str]) -> Grid:
     if isinstance(config, Grid):
         return config
     return Grid.from_dict(config) if isinstance(config, Mapping) else read_grid(config)
-
-
-def check(grid: Grid) -> dict[Cell, str]:
-    """Open every data set and load every network once, before hours are spent; the impossible cells, with reasons.
-
-    :raises DataError: a data set that is not there.
-    :raises LoadingError: a network that cannot be loaded.
-    """
-    forget()
-    impossible: dict[Cell, str] = {}
-    seen: dict[tuple[Any, ...], str | None] = {}
-    for cell in grid.cells():
-        reason = grid.impossible(cell)
-        kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm, cell.preprocessing)
-        if reason is None and kind not in seen:
-            seen[kind] = _problem(grid, cell)
-        reason = reason or seen.get(kind) or _too_large(grid, cell)
-        if reason is not None:
-            impossible[cell] = reason
-    return impossible
-
-
-def _problem(grid: Grid, cell: Cell) -> str | None:
-    """What is wrong with a cell's network: it is built, and two images go through it."""
-    try:
-        data = open_data(cell.dataset, grid.training.train_images, grid.training.test_images)
-    except DataError as error:
-        raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
-    try:
-        model = build_network(cell, data.classes, data.channels).eval()
-    except LoadingError as error:
-        raise type(error)(f"the study's network {cell.model} cannot be used: {error}") from error
-    except UsageError as error:
-        return str(error)
-    shape = config_of(model, grid.training.image_size).input_size
-    try:
-        if cell.preprocessing == Zca.name:
-            Zca.check_size(shape)
-        with torch.inference_mode():
-            model(torch.zeros(2, *shape))
-    except UsageError as error:
-        return str(error)
-    except Exception as error:  # whatever a network says to images of a size that it does not take
-        said = " ".join(str(error).split())[:160]
-        return f"{cell.model} takes no images of {' × '.join(map(str, shape))} ({type(error).__name__}: {said})"
-    return None
-
-
-def _too_large(grid: Grid, cell: Cell) -> str | None:
-    try:
-        open_data(cell.dataset, grid.training.train_images, grid.training.test_images).check_batch(cell.batch_size)
-    except UsageError as error:
-        return str(error)
-    return None
 
 
 def _settled(outcome: Outcome | None, grid: Grid, impossible: bool, networks: Path | None) -> bool:
