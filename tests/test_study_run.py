@@ -564,3 +564,14 @@ def test_images_are_let_go_after_a_study_and_folders_looked_at_anew(tmp_path):
     run_study({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 1}, tmp_path, jobs=1)
     assert preparing._held.cache_info().currsize == 0
     assert preparing.open_data.cache_info().currsize == 0
+
+
+def test_a_stop_in_the_last_update_of_a_cell_is_not_lost():
+    grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 32, "seeds": 1})
+
+    def press(row) -> None:
+        if row["step"] == row["steps"]:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(grid, grid.cells()[0], on_progress=press)

@@ -97,6 +97,8 @@ def _trained(
         say=lambda text: None,
         on_progress=on_progress,
     )
+    if tuned.stopped:  # with the last update: the cell could be finished, and whoever asked would wait in vain
+        raise KeyboardInterrupt
     after = tuned.after or evaluate(tuned.model, images.test, device=device)
     before = before or (tuned.before if cell.start == "converted" else None)
     outcome = Outcome(

@@ -56,6 +56,7 @@ class Finetuned:
     skipped     names of the training images that could not be read
     path        the file that holds ``model``, or None
     settings    what was asked for
+    stopped     the signal that came too late to stop the run, with its last update; else None
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Finetuned:
     skipped: tuple[str, ...]
     path: Path | None
     settings: Settings = field(repr=False)
+    stopped: str | None = None
 
     @property
     def result(self) -> Conversion | nn.Module:
@@ -244,6 +246,7 @@ def finetune(
         skipped=tuple(sorted(loop.skipped)),
         path=keeper.path,
         settings=asked,
+        stopped=stop.signal,
     )
 
 
