@@ -14,6 +14,7 @@ import pytest
 import sample_report as samples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rendering import terminal, visible
 from rich.console import Console
 
 from normsurgeon.reporting import blocks
@@ -21,7 +22,7 @@ from normsurgeon.reporting.curves import curves, events
 from normsurgeon.reporting.deeds import deeds
 from normsurgeon.reporting.formatting import significant
 from normsurgeon.reporting.plain import plain_text
-from normsurgeon.reporting.records import Finding, Report
+from normsurgeon.reporting.records import Finding
 from normsurgeon.reporting.terminal import print_report
 
 REPORTS = {
@@ -33,27 +34,14 @@ REPORTS = {
 ESCAPE = "\x1b"
 
 
-def terminal(report: Report, width: int, colours: str | None = "truecolor", **options: Any) -> str:
-    file = io.StringIO()
-    console = Console(
-        file=file, force_terminal=True, width=width, color_system=colours, legacy_windows=False, **options
-    )
-    print_report(report, console)
-    return file.getvalue()
-
-
-def visible(text: str) -> list[str]:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-
-
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
 def test_fits_every_width(name: str, width: int) -> None:
-    assert max(map(len, visible(terminal(REPORTS[name], width)))) <= width
+    assert max(map(len, visible(terminal(print_report, REPORTS[name], width)))) <= width
 
 
 def test_begins_with_what_was_analysed_and_the_findings() -> None:
-    lines = visible(terminal(REPORTS["small"], 100))
+    lines = visible(terminal(print_report, REPORTS["small"], 100))
     assert [line.rstrip() for line in lines[:11]] == [
         "smallnet (gn) compared with smallnet",
         "imagenet-sample, 500 images (3 skipped), batches of 50, seed 0, cpu",
@@ -70,13 +58,13 @@ def test_begins_with_what_was_analysed_and_the_findings() -> None:
 
 
 def test_severity_is_a_colour_and_a_word() -> None:
-    text = terminal(REPORTS["small"], 100, "standard")
+    text = terminal(print_report, REPORTS["small"], 100, "standard")
     assert f"{ESCAPE}[1;31mproblem" in text
     assert f"{ESCAPE}[33mwarning" in text
 
 
 def test_forty_columns_keep_words_and_numbers() -> None:
-    text = " ".join(" ".join(visible(terminal(REPORTS["resnet50"], 40))).split())
+    text = " ".join(" ".join(visible(terminal(print_report, REPORTS["resnet50"], 40))).split())
     for words in (
         "no longer computes what it did",
         "layer4.0.downsample.0",
@@ -88,11 +76,14 @@ def test_forty_columns_keep_words_and_numbers() -> None:
 
 
 def test_without_colours_the_matrix_is_digits() -> None:
-    for text in (terminal(REPORTS["small"], 100, None), terminal(REPORTS["small"], 100, no_color=True)):
+    for text in (
+        terminal(print_report, REPORTS["small"], 100, None),
+        terminal(print_report, REPORTS["small"], 100, no_color=True),
+    ):
         assert "       stage1.conv 998866222211111100001100" in visible(text)
         assert "▀" not in text
         assert "38;2;" not in text
-    assert "▀" in terminal(REPORTS["resnet50"], 100)
+    assert "▀" in terminal(print_report, REPORTS["resnet50"], 100)
 
 
 def test_a_pipe_gets_plain_text_with_everything() -> None:
@@ -126,7 +117,7 @@ def test_the_terminal_of_another_encoding_gets_plain_signs() -> None:
 def test_square_brackets_are_no_markup() -> None:
     finding = Finding("k", "warning", "a[bold]", "see [red]x[/red] and [/]", "m[0]", 1.0, "[link=x]y")
     report = replace(REPORTS["bare"], findings=(finding,))
-    text = "\n".join(visible(terminal(report, 100)))
+    text = "\n".join(visible(terminal(print_report, report, 100)))
     assert "see [red]x[/red] and [/]" in text
     assert "[link=x]y" in text
     assert "a[bold]" in text
@@ -257,7 +248,7 @@ def test_a_history_that_somebody_else_wrote_is_told_as_far_as_it_goes(entry: Any
 @pytest.mark.parametrize("width", [20, 40, 100])
 def test_the_history_fits_the_terminal(width: int) -> None:
     report = replace(samples.bare_report(), history=samples.DONE)
-    text = terminal(report, width, colours=None)
+    text = terminal(print_report, report, width, colours=None)
     assert ESCAPE not in text
     assert max(map(len, text.splitlines())) <= width
     told = " ".join(text.split())

@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from rendering import terminal, visible
 from rich.console import Console
 from sample_study import full_study, run, study
 
 from normsurgeon.errors import NormSurgeonError, UsageError
-from normsurgeon.study.answer import Answer, answer
+from normsurgeon.study.answer import answer
 from normsurgeon.study.plain import plain_text
 from normsurgeon.study.records import Outcome, Results
 from normsurgeon.study.terminal import print_answer
@@ -47,19 +46,6 @@ ANSWERS = {
     "empty": answer(Results("empty", ())),
     "nasty": answer(nasty_study()),
 }
-
-
-def terminal(it: Answer, width: int, colours: str | None = "truecolor", **options: Any) -> str:
-    file = io.StringIO()
-    console = Console(
-        file=file, force_terminal=True, width=width, color_system=colours, legacy_windows=False, **options
-    )
-    print_answer(it, console)
-    return file.getvalue()
-
-
-def visible(text: str) -> list[str]:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -98,11 +84,11 @@ def test_the_documentation_names_every_key_of_the_json() -> None:
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("width", [20, 40, 80, 160])
 def test_fits_every_width(name: str, width: int) -> None:
-    assert max(map(len, visible(terminal(ANSWERS[name], width)))) <= width
+    assert max(map(len, visible(terminal(print_answer, ANSWERS[name], width)))) <= width
 
 
 def test_forty_columns_keep_words_and_numbers() -> None:
-    text = " ".join(" ".join(visible(terminal(ANSWERS["full"], 40, None))).split())
+    text = " ".join(" ".join(visible(terminal(print_answer, ANSWERS["full"], 40, None))).split())
     for words in (
         "Which norm suits small batches?",
         "✔ batch size The smaller the batch, the better gn does against bn",
@@ -117,10 +103,13 @@ def test_forty_columns_keep_words_and_numbers() -> None:
 
 
 def test_without_colours_there_are_none_and_severity_is_a_sign_too() -> None:
-    for text in (terminal(ANSWERS["full"], 100, None), terminal(ANSWERS["full"], 100, no_color=True)):
+    for text in (
+        terminal(print_answer, ANSWERS["full"], 100, None),
+        terminal(print_answer, ANSWERS["full"], 100, no_color=True),
+    ):
         assert "38;2;" not in text
         assert any(line.startswith("✖ failed") for line in visible(text))
-    assert "\x1b[1;31mfailed" in terminal(ANSWERS["full"], 100, "standard")
+    assert "\x1b[1;31mfailed" in terminal(print_answer, ANSWERS["full"], 100, "standard")
 
 
 def test_a_pipe_gets_plain_text_with_everything() -> None:
@@ -142,7 +131,7 @@ def test_a_pipe_of_another_encoding_is_not_a_crash() -> None:
 
 
 def test_square_brackets_are_no_markup() -> None:
-    assert "[red]x[/red]" in "".join("".join(visible(terminal(ANSWERS["nasty"], 160))).split())
+    assert "[red]x[/red]" in "".join("".join(visible(terminal(print_answer, ANSWERS["nasty"], 160))).split())
 
 
 def test_repr_is_one_line() -> None:

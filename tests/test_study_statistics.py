@@ -17,7 +17,7 @@ from sample_study import IMAGES, full_study, null_study, run, study
 from scipy import stats
 
 from normsurgeon.study import estimates
-from normsurgeon.study.pairing import complete, grid, norm_order, setting_axes
+from normsurgeon.study.pairing import arranged, complete, norm_order, setting_axes
 from normsurgeon.study.quantities import Comparison
 from normsurgeon.study.records import Results
 from normsurgeon.study.statistics import best_rates, comparisons, crossing, ranking, table
@@ -260,7 +260,7 @@ def test_what_is_averaged_has_no_gaps(gaps: set[tuple[int, int]]) -> None:
         run(8, "failed" if norm == "gn" and (size, seed) in gaps else "done", norm=norm, batch_size=2**size, seed=seed)
         for norm in ("bn", "gn") for size in range(4) for seed in range(5)
     ]  # fmt: skip
-    it = grid(Results("s", tuple(outcomes)))
+    it = arranged(Results("s", tuple(outcomes)))
     block = complete(it, it.arms)
     assert all(it.score(s, arm, seed) is not None for s in block.settings for arm in it.arms for seed in block.seeds)
     assert len(block.settings) * len(block.seeds) + block.lost == 20

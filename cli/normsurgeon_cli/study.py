@@ -80,7 +80,7 @@ def study(
                 grid,
                 folder,
                 jobs=jobs,
-                engine=engine,  # type: ignore[arg-type]
+                engine=engine,
                 ray_address=ray_address,
                 device=device,
                 say=tell,

@@ -64,7 +64,7 @@ class Fitting:
         self.model.load_state_dict(self.kept)
 
     def _blocks(self) -> None:
-        """Fit one block after the other; of the network, the state of least held-out KL is kept."""
+        """Fit one block after the other; a block stays fitted where ``_look`` finds the network better."""
         recipe, feed = self.recipe, self.feed
         batches = min(2 * feed.per_epoch, -(-MOST_CACHED // feed.batch_size))
         images = torch.cat([batch[0] for batch in feed.batches(0, batches)])[:MOST_CACHED]

@@ -95,8 +95,9 @@ def reconstruct(
       relative squared error of the block outputs.
 
     Images are cropped, flipped and mixed in pairs at random: the original answers for any image, and few images are
-    fitted by heart within a hundred updates otherwise. The state of least held-out KL is kept, the start included. A
-    parameter that the caller froze stays as it is.
+    fitted by heart within a hundred updates otherwise. A state takes the place of the one before, the start included,
+    where its held-out KL is less by more than the gain's standard error over the images. A parameter that the caller
+    froze stays as it is.
 
     result    a Conversion, or a converted model from a file (its plan came with it)
     data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at

@@ -262,7 +262,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON: plain types, every key always there, nan and infinity as None."""
-        values = _plain(asdict(self))
+        values = plain(asdict(self))
         for entry in values["sensitivity"] or ():
             for key, label in (("layers", "layer"), ("parameters", "parameter")):
                 entry[key] = [{label: score.pop("name"), **score} for score in entry[key]]
@@ -306,11 +306,16 @@ class Report:
         return notebook_html(self)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """For JSON: keys are texts, tuples are lists, numbers that are not finite are None.
+
+    >>> plain({"a": (1.0, float("inf"))})
+    {'a': [1.0, None]}
+    """
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
@@ -32,13 +32,17 @@ _TOP = 8
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the report; in a pipe, as plain text with nothing cut off and no colour codes."""
+    print_either(TerminalReport(report), lambda ascii_only: plain_text(report, ascii_only), console)
+
+
+def print_either(renderable: RenderableType, plain: Callable[[bool], str], console: Console | None = None) -> None:
+    """Print the renderable at a terminal; in a pipe the plain text, which is asked for in ASCII where need be."""
     console = console or Console(highlight=False)
     if console.is_terminal:
-        console.print(TerminalReport(report))
+        console.print(renderable)
         return
     encoding = console.encoding or "utf-8"
-    text = plain_text(report, ascii_only=not encoding.lower().startswith("utf"))
-    text = text.encode(encoding, "replace").decode(encoding)
+    text = plain(not encoding.lower().startswith("utf")).encode(encoding, "replace").decode(encoding)
     console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False, end="")
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from normsurgeon.errors import UsageError
 from normsurgeon.reporting.files import check_writable, write_text
+from normsurgeon.reporting.records import plain
 from normsurgeon.study import findings as sentences
 from normsurgeon.study import statistics
 from normsurgeon.study.findings import Finding
 from normsurgeon.study.pairing import axis_order, setting_axes
 from normsurgeon.study.quantities import Comparison, Crossing, Rank, Row
-from normsurgeon.study.records import Results, plain
+from normsurgeon.study.records import Results
 
 if TYPE_CHECKING:
     from normsurgeon.study.terminal import TerminalAnswer

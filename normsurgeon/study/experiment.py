@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from normsurgeon.errors import UsageError
 from normsurgeon.study.answer import Answer, answer
@@ -24,8 +24,6 @@ from normsurgeon.study.records import Cell, Outcome, Results
 from normsurgeon.study.store import Store, open_store
 from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
-
-Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def run_study(
     output: str | os.PathLike[str],
     *,
     jobs: int | None = None,
-    engine: Engine = "local",
+    engine: str = "local",
     ray_address: str | None = None,
     device: str | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -125,7 +123,7 @@ def run_study(
 
 
 def _run(
-    work: Work, cells: Sequence[Cell], told: Any, jobs: int | None, engine: Engine, address: str | None
+    work: Work, cells: Sequence[Cell], told: Any, jobs: int | None, engine: str, address: str | None
 ) -> Generator[Outcome, None, None]:
     if engine == "ray":
         return on_ray(work, cells, told, jobs, address)

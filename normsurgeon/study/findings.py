@@ -14,7 +14,7 @@ from typing import Any
 
 from normsurgeon.reporting.formatting import plural
 from normsurgeon.study.estimates import FEWEST, estimate
-from normsurgeon.study.pairing import grid, norm_order
+from normsurgeon.study.pairing import arranged, norm_order
 from normsurgeon.study.quantities import Comparison, Rank
 from normsurgeon.study.rates import best_rates
 from normsurgeon.study.records import Outcome, Results
@@ -214,7 +214,7 @@ def _rates(results: Results) -> Iterator[Finding]:
 
 def _starts(results: Results) -> Iterator[Finding]:
     """What converted networks know before they train."""
-    it = grid(results)
+    it = arranged(results)
     starts = {}
     for arm in it.arms:
         known = [o.start_accuracy for key, o in it.runs.items() if key[1] == arm and o.start_accuracy is not None]

@@ -1,4 +1,4 @@
-"""The results as a grid of settings × arms × seeds, and the largest complete part of it.
+"""The results arranged as settings × arms × seeds, and the largest complete part of it.
 
 An *arm* is what is compared (a norm; or a norm with a batch size), a *setting* all that is held equal, and a *seed*
 the replicate. What is averaged over settings is averaged over the same settings and seeds for every arm.
@@ -36,7 +36,7 @@ def score(outcome: Outcome) -> float | None:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Arranged:
     """Every run's score, by setting, arm and seed; None where it has none.
 
     finished_only  whether a diverged run has no score rather than 0
@@ -83,11 +83,11 @@ def rates_are_tried(results: Results) -> bool:
     return any(cells[_without(outcome.cell, "lr", "seed")] != outcome.cell.lr for outcome in results.outcomes)
 
 
-def grid(results: Results, arms: Sequence[str] = ("norm",)) -> Grid:
+def arranged(results: Results, arms: Sequence[str] = ("norm",)) -> Arranged:
     """The results with these axes as arms, in an order that does not depend on the cells' order.
 
     >>> cells = [Cell("resnet8", "digits", norm=norm, batch_size=size) for norm in ("gn", "bn") for size in (8, 2)]
-    >>> made = grid(Results("s", tuple(Outcome(cell, "done", correct=1, images=2) for cell in cells)))
+    >>> made = arranged(Results("s", tuple(Outcome(cell, "done", correct=1, images=2) for cell in cells)))
     >>> made.arms, made.settings
     ((('bn',), ('gn',)), ((('batch_size', 2),), (('batch_size', 8),)))
     """
@@ -102,7 +102,7 @@ def grid(results: Results, arms: Sequence[str] = ("norm",)) -> Grid:
             for axis in axes
         )  # fmt: skip
         runs[setting, tuple(getattr(cell, axis) for axis in arms), cell.seed] = outcome
-    return Grid(
+    return Arranged(
         tuple(sorted({key[0] for key in runs}, key=lambda setting: [_order(*pair) for pair in setting])),
         tuple(sorted({key[1] for key in runs}, key=lambda arm: [_order(*p) for p in zip(arms, arm, strict=True)])),
         tuple(sorted({key[2] for key in runs})),
@@ -110,7 +110,7 @@ def grid(results: Results, arms: Sequence[str] = ("norm",)) -> Grid:
     )
 
 
-def complete(it: Grid, arms: Sequence[tuple[Any, ...]]) -> Block:
+def complete(it: Arranged, arms: Sequence[tuple[Any, ...]]) -> Block:
     """Settings and seeds in which all of these arms have a score.
 
     Where some are missing, the setting or the seed with the greatest share of gaps is left out, all that are tied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from normsurgeon.study.pairing import Setting, grid, setting_axes
+from normsurgeon.study.pairing import Setting, arranged, setting_axes
 from normsurgeon.study.records import Results
 
 
@@ -16,7 +16,7 @@ def best_rates(results: Results) -> dict[tuple[Setting, str], float]:
     """
     if "lr" not in setting_axes(results):
         return {}
-    it = grid(results, ("norm", "lr"))
+    it = arranged(results, ("norm", "lr"))
     best: dict[tuple[Setting, str], tuple[float, float]] = {}
     for setting in it.settings:
         for norm, rate in it.arms:

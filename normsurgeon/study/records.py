@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+from normsurgeon.reporting.records import plain
 
 Status = Literal["done", "diverged", "failed", "skipped"]
 
@@ -167,21 +168,6 @@ class Outcome:
             )
         cell, curve = Cell.from_dict(kept["cell"]), tuple(Epoch(**point) for point in kept["curve"])
         return cls(**{**kept, "cell": cell, "curve": curve, "looked": looked})
-
-
-def plain(value: Any) -> Any:
-    """For JSON: keys are texts, tuples are lists, numbers that are not finite are None.
-
-    >>> plain({"a": (1.0, float("inf"))})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def finite(outcome: Outcome) -> Outcome:

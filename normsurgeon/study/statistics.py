@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 from normsurgeon.study.estimates import estimate, holm, paired
-from normsurgeon.study.pairing import Block, Grid, Setting, axis_order, complete, grid
+from normsurgeon.study.pairing import Arranged, Block, Setting, arranged, axis_order, complete
 from normsurgeon.study.quantities import Comparison, Crossing, Finished, Rank, Row, Scope
 from normsurgeon.study.rates import at_best_rates, best_rates
 from normsurgeon.study.records import AXES, Results
@@ -30,7 +30,7 @@ def table(results: Results) -> tuple[Row, ...]:
     >>> [(round(row.mean, 3), row.n) for row in table(Results("s", tuple(runs)))]
     [(0.8, 3)]
     """
-    pooled = grid(results, tuple(axis for axis in AXES if axis != "seed"))
+    pooled = arranged(results, tuple(axis for axis in AXES if axis != "seed"))
     rows = []
     for arm in pooled.arms:
         runs = [pooled.runs[(), arm, seed] for seed in pooled.seeds if ((), arm, seed) in pooled.runs]
@@ -49,12 +49,12 @@ def comparisons(results: Results) -> tuple[Comparison, ...]:
     >>> [(c.a, c.b, round(c.difference, 3), c.n, round(c.p_holm, 4)) for c in comparisons(Results("s", tuple(runs)))]
     [('bn', 'gn', 0.085, 4, 0.0009)]
     """
-    it = grid(results)
+    it = arranged(results)
     made = list(_overall(it, "overall")) + list(_slopes(it))
     if len(it.settings) > 1:
         made += [c for setting in it.settings for c in _overall(replace(it, settings=(setting,)), "setting")]
     if best := best_rates(results):
-        made += _overall(grid(at_best_rates(results, best)), "best lr")
+        made += _overall(arranged(at_best_rates(results, best)), "best lr")
     adjusted: dict[int, float | None] = {}
     for family in dict.fromkeys(_FAMILIES.values()):
         members = [i for i, c in enumerate(made) if _FAMILIES[c.scope] == family]
@@ -64,7 +64,7 @@ def comparisons(results: Results) -> tuple[Comparison, ...]:
 
 def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> tuple[Rank, ...]:
     """The norms from the best to the worst; ``compared`` spares comparing them again."""
-    it = grid(results)
+    it = arranged(results)
     overall = [c for c in (comparisons(results) if compared is None else compared) if c.scope == "overall"]
     scored = it.scored
     block = complete(it, scored)
@@ -87,7 +87,7 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
 
 def crossing(results: Results, axis: str) -> Crossing:
     """Accuracy by the axis' levels and the norms, with everything else averaged over alike."""
-    it = grid(results, (axis, "norm"))
+    it = arranged(results, (axis, "norm"))
     scored = it.scored
     block = complete(it, scored)
     cells = []
@@ -99,7 +99,7 @@ def crossing(results: Results, axis: str) -> Crossing:
     return Crossing(axis, tuple(levels), tuple(norms), len(block.settings), block.lost, tuple(cells))
 
 
-def _overall(it: Grid, scope: Scope) -> Iterator[Comparison]:
+def _overall(it: Arranged, scope: Scope) -> Iterator[Comparison]:
     """Each seed's scores averaged over the settings."""
     for a, b in combinations(it.scored, 2):
         made = _compared(it, scope, a, b)
@@ -107,14 +107,14 @@ def _overall(it: Grid, scope: Scope) -> Iterator[Comparison]:
             yield made
 
 
-def _slopes(it: Grid) -> Iterator[Comparison]:
+def _slopes(it: Arranged) -> Iterator[Comparison]:
     """The interaction norm × batch size: least-squares slopes on log2(batch size), within each context of at least
     two sizes, averaged over contexts."""
     made = (_compared(it, "batch size", a, b) for a, b in combinations(it.scored, 2))
     return (comparison for comparison in made if comparison.n)
 
 
-def _compared(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> Comparison:
+def _compared(it: Arranged, scope: Scope, a: tuple[str], b: tuple[str]) -> Comparison:
     block, of_a, of_b = _lines(it, scope, a, b)
     test = paired([x - y for x, y in zip(of_a, of_b, strict=True)])
     mean_a, mean_b = estimate(of_a), estimate(of_b)
@@ -131,7 +131,7 @@ def _compared(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> Compariso
     )  # fmt: skip
 
 
-def _lines(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Block, list[float], list[float]]:
+def _lines(it: Arranged, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Block, list[float], list[float]]:
     """What a comparison is made on, and one number a seed for both norms."""
     block = complete(it, (a, b))
     if scope != "batch size":
@@ -144,17 +144,17 @@ def _lines(it: Grid, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Block,
     return block, _weighted(it, weights, block.seeds, a), _weighted(it, weights, block.seeds, b)
 
 
-def _weighted(it: Grid, weights: dict[Setting, float], seeds: Sequence[int], arm: tuple[str]) -> list[float]:
+def _weighted(it: Arranged, weights: dict[Setting, float], seeds: Sequence[int], arm: tuple[str]) -> list[float]:
     """One number a seed: the sum of the weighted scores."""
     return [math.fsum(w * (it.score(s, arm, seed) or 0.0) for s, w in weights.items()) for seed in seeds]
 
 
-def _per_seed(it: Grid, block: Block, arm: tuple[Any, ...]) -> list[float]:
+def _per_seed(it: Arranged, block: Block, arm: tuple[Any, ...]) -> list[float]:
     """One number a seed: the mean over the block's settings."""
     return [math.fsum(it.score(s, arm, seed) or 0.0 for s in block.settings) / len(block.settings)
             for seed in block.seeds]  # fmt: skip
 
 
-def _diverged(it: Grid, block: Block, arm: tuple[Any, ...]) -> int:
+def _diverged(it: Arranged, block: Block, arm: tuple[Any, ...]) -> int:
     runs = [it.runs[s, arm, seed] for s in block.settings for seed in block.seeds if (s, arm, seed) in it.runs]
     return sum(run.status == "diverged" for run in runs)

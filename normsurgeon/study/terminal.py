@@ -13,6 +13,7 @@ from normsurgeon.reporting.blocks import ASCII_RAMP, RAMP, sparkline
 from normsurgeon.reporting.fitting import fitted_table
 from normsurgeon.reporting.formatting import percent, plural, shown, significant
 from normsurgeon.reporting.heat import heat_map
+from normsurgeon.reporting.terminal import print_either
 from normsurgeon.study.answer import Answer
 from normsurgeon.study.findings import Finding
 from normsurgeon.study.panels import (
@@ -46,14 +47,7 @@ _OVER_DEPTH = (
 
 def print_answer(answer: Answer, console: Console | None = None) -> None:
     """Print the answer; in a pipe, as plain text with nothing cut off and no colour codes."""
-    console = console or Console(highlight=False)
-    if console.is_terminal:
-        console.print(TerminalAnswer(answer))
-        return
-    encoding = console.encoding or "utf-8"
-    text = plain_text(answer, ascii_only=not encoding.lower().startswith("utf"))
-    text = text.encode(encoding, "replace").decode(encoding)
-    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False, end="")
+    print_either(TerminalAnswer(answer), lambda ascii_only: plain_text(answer, ascii_only), console)
 
 
 class TerminalAnswer:

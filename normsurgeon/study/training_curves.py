@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from normsurgeon.study.estimates import estimate
-from normsurgeon.study.pairing import Setting, grid
+from normsurgeon.study.pairing import Setting, arranged
 from normsurgeon.study.records import Results
 
 METRICS = (("accuracy", "accuracy"), ("loss", "held-out loss"), ("train_loss", "training loss"))
@@ -40,7 +40,7 @@ def mean_curves(results: Results) -> tuple[MeanCurve, ...]:
     >>> [(p.epoch, p.mean, p.n) for p in mean_curves(Results("s", (run(0, 0.25, 0.5), run(1, 0.75, 1.0))))[0].points]
     [(1.0, 0.5, 2), (2.0, 0.75, 2)]
     """
-    it = grid(results)
+    it = arranged(results)
     made = []
     for setting in it.settings:
         for arm in it.arms:
