@@ -82,7 +82,18 @@ def test_a_dry_run_prints_the_cells_and_the_time_and_writes_nothing(run, config,
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nowhere.yaml",), 2, "there is no file nowhere.yaml; give the YAML file of a study"),
+        (
+            ("nowhere.yaml",),
+            2,
+            "there is no file nowhere.yaml; give the YAML file of a study, or one of a",
+        ),
+        (("quik.yaml",), 2, "there is no file quik.yaml; did you mean quick.yaml?"),
+        (
+            ("hub.yaml",),
+            1,
+            "the published weights of the study's network resnet18 are out of reach; "
+            "try a file of weights as the model, or start: scratch",
+        ),
         (("tiny.yaml", "--engine", "spark"), 2, "there is no engine 'spark'; it is local or ray"),
         (("tiny.yaml", "--ray-address", "auto"), 2, "--ray-address goes with --engine ray"),
         (("tiny.yaml", "--html", "page.txt"), 2, "page.txt: the report is a page, and its name must end in .html"),
@@ -94,8 +105,9 @@ def test_a_dry_run_prints_the_cells_and_the_time_and_writes_nothing(run, config,
         ),
     ],
 )
-def test_bad_input_is_one_line(run, config, arguments, code, message):
-    Path("bad.yaml").write_text(TINY.replace("models: resnet8\nnorms: [bn, gn,", "norms: [bn, gm,"))
+def test_bad_input_is_one_line(run, config, monkeypatch, arguments, code, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("hub.yaml").write_text("models: resnet18\nnorms: [bn, gn]\ndatasets: digits\nstart: converted\n")
     Path("missing.yaml").write_text(TINY.replace("digits", "nowhere"))
     Path("bad.yaml").write_text("models: resnet8\nnorms: [bn, gm]\ndatasets: digits\n")
     done = run("study", *arguments)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from normsurgeon.errors import DataError, LoadingError, UsageError
+from normsurgeon.errors import DataError, LoadingError, UsageError, WeightsUnavailableError
 from normsurgeon.study.decorrelating import Zca
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
@@ -43,6 +43,11 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
         raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
     try:
         model = build_network(cell, data.classes, data.channels).eval()
+    except WeightsUnavailableError as error:
+        raise WeightsUnavailableError(
+            f"the published weights of the study's network {cell.model} are out of reach; "
+            "try a file of weights as the model, or start: scratch"
+        ) from error
     except LoadingError as error:
         raise type(error)(f"the study's network {cell.model} cannot be used: {error}") from error
     except UsageError as error:

@@ -136,7 +136,7 @@ def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Gener
                     ready.close()
     finally:
         for process, _ in running.values():
-            process.terminate()
+            process.kill()  # SIGTERM would be fine-tuning's to take care of; what is done is stored here
 
 
 def cores() -> int:

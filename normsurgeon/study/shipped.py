@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
+
+from normsurgeon.errors import UsageError
 
 FOLDER = Path(__file__).parent / "configs"
 
@@ -20,12 +23,17 @@ def names() -> list[str]:
 def find(config: str | os.PathLike[str]) -> Path:
     """A file of the user's; where there is none, the shipped study of that name, with or without its ending.
 
+    :raises UsageError: neither.
+
     >>> find("quick").name
     'quick.yaml'
     """
     path = Path(config)
-    if not path.is_file():
-        for name in (path.name, f"{path.name}.yaml"):
-            if str(path) == path.name and name in names():
-                return FOLDER / name
-    return path
+    if path.exists() and not (path.is_dir() and f"{path}.yaml" in names()):
+        return path
+    for name in (str(path), f"{path}.yaml"):
+        if name in names():
+            return FOLDER / name
+    near = difflib.get_close_matches(path.name, names(), 1)
+    offer = f"did you mean {near[0]}?" if near else f"give the YAML file of a study, or one of {', '.join(names())}"
+    raise UsageError(f"there is no file {config}; {offer}")
