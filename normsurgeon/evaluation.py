@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon.agreement import compare_logits
 from normsurgeon.distributed import gather, own_device, own_share, together
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference import eval_mode, fetched_logits, name_of, placed
@@ -126,21 +127,6 @@ def evaluate(
             DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)"),
         )
     return scores.result(name_of(model), tuple(skipped))
-
-
-def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]:
-    """On how many of N images two sets of logits put the same class first, and the sum of KL(reference ‖ model), nats.
-
-    Logits that are not finite agree with nothing, and make the KL nan.
-
-    >>> compare_logits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 0.0]]))[0]
-    1
-    """
-    both = (logits_NK.isfinite() & reference_NK.isfinite()).all(dim=1)
-    same = (logits_NK.argmax(dim=1) == reference_NK.argmax(dim=1)) & both
-    ours, theirs = F.log_softmax(logits_NK, dim=1), F.log_softmax(reference_NK, dim=1)
-    kl = F.kl_div(ours, theirs, reduction="sum", log_target=True).item()
-    return int(same.sum()), kl if both.all() else math.nan
 
 
 _MIXED = "some batches have labels and others have none; try one data set at a time"

@@ -21,7 +21,7 @@ STEADY = {"sched": "constant", "warmup_epochs": 0.0, "device": "cpu"}
 
 
 def converted(model, to):
-    return ns.convert(model, to=to, example_input=torch.zeros(1, 3, 32, 32, dtype=next(model.parameters()).dtype))
+    return ns.convert(model, to=to, example_inputs=torch.zeros(1, 3, 32, 32, dtype=next(model.parameters()).dtype))
 
 
 def images(count=16, size=12, seed=0, dtype=torch.float32):

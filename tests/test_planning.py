@@ -197,7 +197,7 @@ def test_notes_say_when_shapes_are_unknown():
             return self.bn(x)
 
     plan = ns.plan(Odd(), to="gn")
-    assert plan.notes == ("shapes are unknown: the input's shape is unknown: pass example_input",)
+    assert plan.notes == ("shapes are unknown (no input is known): pass example_inputs (--input-shape)",)
     assert json.loads(plan.to_json())["notes"]
 
 

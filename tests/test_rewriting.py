@@ -226,7 +226,7 @@ def test_scripted_and_compiled_models_are_turned_away_with_the_way_out(wrap, mes
 
 def test_a_bare_batch_norm_has_to_be_wrapped():
     with pytest.raises(ConversionError, match=r"wrap it, as in nn\.Sequential\(model\)"):
-        ns.convert(nn.BatchNorm2d(8), to="gn", example_input=torch.randn(2, 8, 4, 4))
+        ns.convert(nn.BatchNorm2d(8), to="gn", example_inputs=torch.randn(2, 8, 4, 4))
 
 
 def test_as_graph_gives_a_graph_module_of_the_same_function():

@@ -17,7 +17,7 @@ from normsurgeon.training.progressive import Blend, blend_, plain_state, set_sha
 
 
 def converted(model, to):
-    return ns.convert(model, to=to, example_input=torch.zeros(1, 3, 32, 32, dtype=next(model.parameters()).dtype))
+    return ns.convert(model, to=to, example_inputs=torch.zeros(1, 3, 32, 32, dtype=next(model.parameters()).dtype))
 
 
 def digits_like(count=8, size=32, dtype=torch.float32):

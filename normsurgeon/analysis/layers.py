@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from normsurgeon.errors import TracingError, UsageError
@@ -60,7 +61,7 @@ def choose_layers(
     model: nn.Module,
     patterns: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
-    example_input: Tensor | None = None,
+    example_inputs: Any = None,
 ) -> tuple[Layer, ...]:
     """The layers of ``model`` to look at, in the module tree's order: children before the block that holds them.
 
@@ -78,7 +79,7 @@ def choose_layers(
     if unknown:
         raise UsageError(f"there is no kind of layer {unknown[0]!r}; try {', '.join(KINDS)}")
     try:
-        traced = trace(model, example_input)
+        traced = trace(model, example_inputs)
         blocks, after = set(residual_blocks(traced)), activations(traced)
         feeds = {site.producer: site.name for site in find_sites(traced) if site.foldable}
     except TracingError:

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from normsurgeon.graph.sites import find_sites
+from normsurgeon.graph.skeleton import require_plain
 from normsurgeon.graph.tracing import trace
 from normsurgeon.norms.families import family_of
 
@@ -49,8 +50,8 @@ class Inventory:
         }
 
 
-def inspect(model: nn.Module, *, name: str | None = None, example_input: Tensor | None = None) -> Inventory:
-    """Every norm layer of ``model``, which is neither changed nor run.
+def inspect(model: nn.Module, *, name: str | None = None, example_inputs: Any = None) -> Inventory:
+    """Every norm layer of ``model``, which is left as it is; ``example_inputs`` as in ``normsurgeon.plan``.
 
     :raises TracingError: when the model cannot be copied.
 
@@ -58,7 +59,8 @@ def inspect(model: nn.Module, *, name: str | None = None, example_input: Tensor 
     >>> inspect(timm.create_model("test_resnet")).summary()
     '15 BatchNorm'
     """
-    traced = trace(model, example_input)
+    require_plain(model)
+    traced = trace(model, example_inputs)
     batch_norms = [
         {
             "name": site.name,
@@ -92,14 +94,11 @@ def inspect(model: nn.Module, *, name: str | None = None, example_input: Tensor 
         for path, module in model.named_modules()
         if (family := family_of(module)) not in (None, "BatchNorm")
     ]
-    notes = [f"{path or 'the model'} cannot be traced by torch.fx: {why}" for path, why in traced.untraced.items()]
-    if traced.shape_problem:
-        notes.append(f"shapes are unknown: {traced.shape_problem}")
     return Inventory(
         model=name or type(model).__name__,
         traced_by=traced.traced_by,
         sites=(*batch_norms, *others),
-        notes=tuple(notes),
+        notes=traced.notes,
     )
 
 

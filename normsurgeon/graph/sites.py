@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from normsurgeon.graph.activations import activation_after
-from normsurgeon.graph.producers import Producer, ProducerFinder
+from normsurgeon.graph.producers import ProducerFinder
+from normsurgeon.graph.recording import Record
+from normsurgeon.graph.symbolic import record_of_graphs
 from normsurgeon.graph.tracing import TracedModel, batch_norm_arguments, is_functional_batch_norm, trace
 from normsurgeon.norms import sources
 
@@ -31,6 +33,7 @@ class NormSite:
     readers            who reads its output
     calls              how often one forward pass calls it
     unreadable         why its function cannot be known at all, or None
+    overflows          whether the squares of what the statistics say of its input overflow
     """
 
     name: str
@@ -51,6 +54,7 @@ class NormSite:
     readers: tuple[str, ...] = ()
     calls: int = 1
     unreadable: str | None = None
+    overflows: bool = False
 
     @property
     def functional(self) -> bool:
@@ -78,11 +82,11 @@ class NormSite:
         return cls(**facts)
 
 
-def find_sites(model: nn.Module | TracedModel, example_input: Tensor | None = None) -> tuple[NormSite, ...]:
+def find_sites(model: nn.Module | TracedModel, example_inputs: Any = None) -> tuple[NormSite, ...]:
     """The batch norms of ``model``, in the order in which a forward pass reaches them.
 
-    ``model`` is left alone; hand in a ``TracedModel`` to save tracing it again. Batch norms that no forward pass
-    reaches come last.
+    ``model`` is left alone; hand in a ``TracedModel`` to save tracing it again. ``example_inputs`` as in
+    ``normsurgeon.plan``. Batch norms that no forward pass reaches come last.
 
     :raises TracingError: when the model cannot be copied.
 
@@ -91,88 +95,92 @@ def find_sites(model: nn.Module | TracedModel, example_input: Tensor | None = No
     >>> site.name, site.class_name, site.channels, site.producer, site.foldable, site.activation
     ('conv1.1', 'BatchNorm2d', 16, 'conv1.0', True, 'ReLU')
     """
-    if isinstance(model, TracedModel):
-        return _sites(model, model.skeleton)
-    return _sites(trace(model, example_input), model)
-
-
-def _sites(traced: TracedModel, model: nn.Module) -> tuple[NormSite, ...]:
-    canonical: dict[int, str] = {}
-    aliases: dict[str, list[str]] = {}
-    for name, module in traced.skeleton.named_modules(remove_duplicate=False):
-        if id(module) in canonical:
-            aliases.setdefault(canonical[id(module)], []).append(name)
-        else:
-            canonical[id(module)] = name
-    finder = ProducerFinder(traced, canonical)
+    traced = model if isinstance(model, TracedModel) else trace(model, example_inputs)
+    records = traced.followed.records
+    if not records and "" in traced.graphs:
+        records = [record_of_graphs(traced.skeleton, traced.graphs)]
+    finder = ProducerFinder(traced.model, records)
+    canonical = {id(module): name for name, module in reversed(list(traced.skeleton.named_modules()))}
     nodes: dict[str, tuple[str, fx.Node]] = {}
     sites: list[NormSite] = []
     for path, graph in traced.graphs.items():
+        root = traced.skeleton.get_submodule(path)
         for node in graph.nodes:
             if is_functional_batch_norm(node) and _reads_data(node):
                 sites.append(_functional_site(traced, path, node))
             elif node.op == "call_module":
-                nodes.setdefault(finder.name_of(path, node), (path, node))
-    originals = dict(model.named_modules())
+                nodes.setdefault(canonical[id(root.get_submodule(str(node.target)))], (path, node))
+    aliases: dict[int, list[str]] = {}
+    for name, module in traced.model.named_modules(remove_duplicate=False):
+        aliases.setdefault(id(module), []).append(name)
+    shapes = traced.shapes
     inside: tuple[str, ...] = ()  # auxiliary norms of a SplitBatchNorm2d belong to it, and go with it
-    for name, module in traced.skeleton.named_modules():
+    for name, module in traced.model.named_modules():
         if sources.is_batch_norm(module) and not name.startswith(inside):
-            inside = (*inside, f"{name}.")
-            sites.append(_module_site(traced, finder, name, originals[name], nodes.get(name), aliases.get(name, ())))
-    order = {name: position for position, name in enumerate(traced.calls)}
+            inside = (*inside, f"{name}." if name else "")
+            facts = _facts(finder, name, module)
+            producer = finder.find(name)
+            flow = _flow(traced, records, name, nodes.get(name), facts["activation"])
+            input_shape, output_shape = shapes.get(name, (None, None))
+            sites.append(
+                NormSite(
+                    **{**facts, **flow},
+                    aliases=tuple(aliases[id(module)][1:]),
+                    input_shape=input_shape,
+                    output_shape=output_shape,
+                    producer=producer.name,
+                    producer_class=producer.class_name,
+                    foldable=producer.foldable,
+                    reason=producer.reason,
+                )
+            )
+    order = {name: position for position, name in enumerate(dict.fromkeys(n for r in records for n in r.calls))}
     return tuple(sorted(sites, key=lambda site: order.get(site.name, len(order))))
 
 
-def _module_site(
-    traced: TracedModel,
-    finder: ProducerFinder,
-    name: str,
-    module: nn.Module,
-    found: tuple[str, fx.Node] | None,
-    aliases: list[str] | tuple[()],
-) -> NormSite:
+def _facts(finder: ProducerFinder, name: str, module: nn.Module) -> dict[str, Any]:
+    """What the module itself says, and whether something else reads its numbers."""
     unreadable = sources.why_unreadable(module)
+    for record in finder.records:
+        if unreadable is None and name in record.read:
+            what, reader = record.read[name]
+            unreadable = f"its {what} is also read directly, by {reader}, which counts on a batch norm's numbers"
     reading = sources.read(module)
-    input_shape, output_shape = traced.shapes.get(name, (None, None))
-    calls = max(traced.calls.get(name, 0), finder.node_calls.get(name, 0))
-    readers: tuple[str, ...] = ()
     activation = type(reading.act).__name__ if reading.act is not None else None
-    if activation == "Identity":
-        activation = None
-    if found is None:
-        producer = Producer(None, None, _why_unseen(traced, name))
-    else:
-        path, node = found
-        producer = finder.find(path, node, len(input_shape) if input_shape else None)
-        if calls > 1:
-            producer = Producer(producer.name, producer.class_name, f"it is itself called {calls} times")
-        readers = tuple(finder.describe(path, user) for user in node.users)
-        activation = activation or activation_after(traced, path, node)
     tensors = [t for t in (reading.weight, reading.bias) if t is not None]
-    return NormSite(
-        name=name,
-        class_name=type(module).__name__,
-        channels=reading.channels,
-        eps=reading.eps,
-        aliases=tuple(aliases),
-        input_shape=input_shape,
-        output_shape=output_shape,
-        has_statistics=reading.mean is not None and reading.var is not None,
-        affine=bool(tensors),
-        trainable=any(t.requires_grad for t in tensors),
-        producer=producer.name,
-        producer_class=producer.class_name,
-        foldable=producer.foldable,
-        reason=producer.reason,
-        activation=activation,
-        readers=readers,
-        calls=calls,
-        unreadable=unreadable,
-    )
+    return {
+        "name": name,
+        "class_name": type(module).__name__,
+        "channels": reading.channels,
+        "eps": reading.eps,
+        "has_statistics": reading.mean is not None and reading.var is not None,
+        "affine": bool(tensors),
+        "trainable": any(t.requires_grad for t in tensors),
+        "activation": None if activation == "Identity" else activation,
+        "unreadable": unreadable,
+        "overflows": unreadable is None and getattr(sources, "overflows", lambda reading: False)(reading),
+    }
+
+
+def _flow(
+    traced: TracedModel,
+    records: Sequence[Record],
+    name: str,
+    found: tuple[str, fx.Node] | None,
+    activation: str | None,
+) -> dict[str, Any]:
+    """Who reads the norm's output, the activation among them, and how often a pass calls it."""
+    calls = [record.calls[name] for record in records if name in record.calls]
+    made = calls[0][0].made if calls else None
+    readers = tuple(label for label, _, _ in made.readers) if made is not None else ()
+    if found is not None and activation is None:
+        path, node = found
+        activation = activation_after(traced, path, node)
+    return {"readers": readers, "activation": activation, "calls": max(map(len, calls), default=0)}
 
 
 def _functional_site(traced: TracedModel, path: str, node: fx.Node) -> NormSite:
-    input_shape, output_shape = traced.shapes.get(node.name, (None, None))
+    input_shape, output_shape = traced.functional_shapes.get(node.name, (None, None))
     arguments = batch_norm_arguments(node)
     eps = arguments.get("eps", 1e-5)
     statistics = [arguments.get(key) for key in ("running_mean", "running_var")]
@@ -211,17 +219,3 @@ def _reads_data(node: fx.Node) -> bool:
             return True
         pending.extend(source.all_input_nodes)
     return False
-
-
-def _why_unseen(traced: TracedModel, name: str) -> str:
-    for path in _ancestors(name):
-        if path in traced.untraced:
-            where = path or "the model"
-            return f"{where} cannot be traced ({traced.untraced[path]}), so who reads its producer is unknown"
-    return "not reached by a forward pass"
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    while name:
-        name = name.rpartition(".")[0]
-        yield name

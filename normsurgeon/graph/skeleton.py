@@ -1,8 +1,9 @@
-"""A weightless copy of a model, to be traced and run for shapes while the model itself stays untouched."""
+"""Copies of a model that can be run without touching it: a weightless one, and one around its own weights."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,25 +23,34 @@ HOOKS = (
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:
-    """The model's modules with every parameter and buffer on the meta device, in eval mode and without hooks.
+    """The model's modules with every tensor on the meta device, in eval mode and without hooks.
 
     Costs no memory for weights. Shared modules and tied tensors stay shared and tied.
 
     :raises TracingError: when the modules themselves cannot be copied.
     """
+    return _copy_around(model, _ghost)
+
+
+def shadow_of(model: nn.Module) -> nn.Module:
+    """The model's modules around the model's own parameters, in eval mode and without hooks.
+
+    Runs like the model and costs memory for the buffers alone: those are copies, since a forward pass may change them.
+
+    :raises TracingError: when the modules themselves cannot be copied.
+    """
+    return _copy_around(model, lambda tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+
+
+def _copy_around(model: nn.Module, replaced: Any) -> nn.Module:
     memo: dict[int, Any] = {}
     keep_alive = []
-    for tensor in [*model.parameters(), *model.buffers()]:
-        memo[id(tensor)] = _ghost(tensor)
-        keep_alive.append(tensor)
-    try:
-        skeleton = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a foreign __deepcopy__ raises
-        raise TracingError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
-            "a module that refuses copy.deepcopy (legacy weight_norm, say) has to be made plain first"
-        ) from error
-    for module in skeleton.modules():
+    for tensor in [*model.parameters(), *model.buffers(), *(t for m in model.modules() for t in tensor_attributes(m))]:
+        if id(tensor) not in memo:
+            memo[id(tensor)] = replaced(tensor)
+            keep_alive.append(tensor)
+    copied = deepcopy_module(model, memo)
+    for module in copied.modules():
         for hooks in HOOKS:
             # Parametrizations of the old kind (weight_norm, spectral_norm) live in pre-hooks that forward needs.
             if hooks == "_forward_pre_hooks" and any(
@@ -48,7 +58,56 @@ def skeleton_of(model: nn.Module) -> nn.Module:
             ):
                 continue
             getattr(module, hooks, {}).clear()
-    return skeleton.eval()
+    return copied.eval()
+
+
+def deepcopy_module(model: Any, memo: dict[int, Any] | None = None) -> Any:
+    """``copy.deepcopy`` that also copies modules which keep a tensor of an earlier graph (detached).
+
+    :raises TracingError: when something in the modules cannot be copied.
+    """
+    memo = {} if memo is None else memo
+    parts = model if isinstance(model, tuple) else (model,)
+    keep_alive = []
+    for module in [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]:
+        for tensor in tensor_attributes(module):
+            if tensor.grad_fn is not None and id(tensor) not in memo:
+                memo[id(tensor)] = tensor.detach().clone()
+                keep_alive.append(tensor)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever a foreign __deepcopy__ raises
+        name = type(parts[0]).__name__
+        raise TracingError(
+            f"{name} cannot be copied ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "a module that refuses copy.deepcopy (legacy weight_norm, say) has to be made plain first"
+        ) from error
+
+
+def tensor_attributes(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors in a module's plain attributes (no parameters, no buffers), also those in containers."""
+    for name, value in vars(module).items():
+        if name not in ("_parameters", "_buffers", "_modules"):
+            yield from tensors_in(value, into_objects=False)
+
+
+def tensors_in(value: Any, into_objects: bool = True) -> Iterator[Tensor]:
+    """Every tensor in a nest of containers and, with ``into_objects``, of objects' attributes (modules excepted)."""
+    pending, seen = [value], set()
+    while pending:
+        each = pending.pop()
+        if isinstance(each, Tensor):
+            yield each
+            continue
+        if isinstance(each, (str, bytes, int, float, bool, nn.Module, type, type(None))) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            pending.extend(reversed(list(each.values())))
+        elif isinstance(each, (tuple, list, set, frozenset)):
+            pending.extend(reversed(list(each)))
+        elif into_objects and hasattr(each, "__dict__"):
+            pending.extend(reversed(list(vars(each).values())))
 
 
 def _ghost(tensor: Tensor) -> Tensor:
@@ -60,37 +119,27 @@ def _ghost(tensor: Tensor) -> Tensor:
     return nn.Parameter(ghost, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
 
 
-def input_shape_of(model: nn.Module, example_input: Tensor | None = None) -> tuple[int, ...] | None:
-    """The shape (N, …) on which to run a model for its shapes, or None when nothing tells it.
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
 
-    In order: the example, timm's ``pretrained_cfg``, the first convolution (2-D: 224 pixels a side, the ImageNet
-    custom; 1-D: 256; 3-D: 32), the first linear layer. N is 2, so that a batch is told from a token dimension.
+
+def require_plain(model: Any) -> None:
+    """Nothing, where the model is a plain Python module.
+
+    :raises ConversionError: for anything else (a name, a scripted, compiled or exported model, a module that is wrapped
+        for several processes), with the way out.
     """
-    if example_input is not None:
-        return tuple(example_input.shape)
-    config = getattr(model, "pretrained_cfg", None)
-    if config is not None:
-        size = config.get("input_size") if isinstance(config, dict) else getattr(config, "input_size", None)
-        if size:
-            return (2, *size)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return (2, module.in_channels, 224, 224)
-        if isinstance(module, nn.Conv1d):
-            return (2, module.in_channels, 256)
-        if isinstance(module, nn.Conv3d):
-            return (2, module.in_channels, 32, 32, 32)
-        if isinstance(module, nn.Linear):
-            return (2, module.in_features)
-    return None
-
-
-def require_plain(model: nn.Module) -> None:
-    """Nothing, where the model is plain Python.
-
-    :raises ConversionError: for a scripted or compiled one, with the way out.
-    """
+    if isinstance(model, str):
+        raise ConversionError(f"{model!r} is a name, not a module: convert normsurgeon.load({model!r})")
+    if type(model).__name__ == "ExportedProgram":
+        raise ConversionError("an ExportedProgram cannot be rewritten: convert the module before exporting it")
+    if not isinstance(model, nn.Module):
+        raise ConversionError(f"a {type(model).__name__} is not a torch.nn.Module: hand over the network itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
     if hasattr(model, "_orig_mod"):
         raise ConversionError("this is a torch.compile wrapper: convert model._orig_mod, then compile the result")
+    for name, module in model.named_modules():
+        wrapper = next((c.__name__ for c in type(module).__mro__ if c.__name__ in _WRAPPERS), None)
+        if wrapper is not None:
+            where = f"{name} is wrapped in" if name else "this is a"
+            raise ConversionError(f"{where} {wrapper}: convert the module inside, then wrap it")

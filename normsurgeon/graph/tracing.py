@@ -1,14 +1,14 @@
-"""Following a network's data flow without its weights.
+"""Following a network's data flow without changing it.
 
-torch.fx traces the skeleton with timm's own leaf modules and autowrapped functions. A leaf that hides a batch norm is
-traced once more on its own. Where fx cannot follow, the module tree and the hooks of one forward pass on the meta
-device still give every site's name, calls and shapes; only the proof that a producer has one reader is missing.
+Two roads. torch.fx traces the skeleton symbolically, with timm's own leaf modules and autowrapped functions; what it
+cannot trace, and leaves that hide a batch norm, are traced once more on their own. And one real call of the model is
+recorded for each way of calling it (``following``). Who reads what is taken from the records, which every model that
+runs has; from the graphs where no call is possible (docs/decisions.md 11).
 """
 
 from __future__ import annotations
 
 import inspect
-import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from normsurgeon.graph.skeleton import input_shape_of, skeleton_of
+from normsurgeon.graph.following import Followed, filled, follow, one_line
+from normsurgeon.graph.inputs import as_call
+from normsurgeon.graph.recording import Record, Shape
+from normsurgeon.graph.skeleton import skeleton_of
 from normsurgeon.norms.layers import ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw
 from normsurgeon.norms.sources import is_batch_norm
-
-Shape = tuple[int, ...]
 
 OWN_LAYERS = (ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw)
 
@@ -32,22 +32,66 @@ OWN_LAYERS = (ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw)
 class TracedModel:
     """What tracing found. ``graphs`` maps a module path ("" for the model) to the graph traced from it.
 
-    ``untraced`` maps the path of each module that fx could not follow to the reason. ``shapes`` holds, for each
-    batch norm module or functional node that a forward pass on the meta device reached, its input's and
-    output's shape. ``calls`` counts how often that pass called each batch norm, convolution and linear layer, by
-    canonical module name. ``output_shapes`` are those of the tensors that the model returned.
+    ``model`` is the model itself, ``skeleton`` its weightless copy. ``untraced`` maps the path of each module that fx
+    could not follow to the reason. ``followed`` holds the records. ``functional_shapes`` are the input's and output's
+    shape of each functional batch norm, by its node's name.
     """
 
-    model_class: str
-    traced_by: Literal["fx", "hooks"]
+    model: nn.Module
     skeleton: nn.Module
     graphs: dict[str, fx.Graph]
     untraced: dict[str, str]
-    input_shape: Shape | None
-    shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    output_shapes: list[Shape] = field(default_factory=list)
-    shape_problem: str | None = None
+    followed: Followed
+    functional_shapes: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+
+    @property
+    def traced_by(self) -> Literal["fx", "run", "modules"]:
+        """The best that is known: the whole model's graph, a recorded call, or the module tree alone."""
+        if "" in self.graphs:
+            return "fx"
+        return "run" if self.followed.records else "modules"
+
+    @property
+    def base(self) -> Record | None:
+        """The record of the base call, or None."""
+        return self.followed.records[0] if self.followed.records else None
+
+    @property
+    def input_shape(self) -> Shape | None:
+        """The shape of the tensor that the base call hands over, where it is one tensor."""
+        return self.followed.call.shape if self.followed.call is not None else None
+
+    @property
+    def shapes(self) -> dict[str, tuple[Shape, Shape]]:
+        """For each convolution, linear layer and batch norm reached: its (first) input's and its output's shape."""
+        found = dict(self.functional_shapes)
+        for record in self.followed.records:
+            for name, calls in record.calls.items():
+                first = calls[0]
+                if name not in found and first.given_shape is not None and first.made is not None:
+                    found[name] = (first.given_shape, first.made.shape)
+        return found
+
+    @property
+    def output_shapes(self) -> list[Shape]:
+        """Those of the tensors that the base call returned."""
+        return self.base.output_shapes if self.base is not None else []
+
+    @property
+    def shape_problem(self) -> str | None:
+        """Why shapes are unknown, or None."""
+        return self.followed.problem
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not, or not wholly, followed, each in one line."""
+        notes = []
+        if "" in self.untraced:
+            instead = "one real call was followed instead" if self.followed.records else "and no call could be followed"
+            notes.append(f"torch.fx cannot trace this model ({self.untraced['']}): {instead}")
+        if self.followed.problem is not None:
+            notes.append(f"shapes are unknown ({self.followed.problem}): pass example_inputs (--input-shape)")
+        return (*notes, *self.followed.notes)
 
 
 class NormTracer(fx.Tracer):
@@ -62,45 +106,36 @@ class NormTracer(fx.Tracer):
         return is_batch_norm(m) or isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, example_input: Tensor | None = None) -> TracedModel:
-    """Follow ``model``, which is neither changed nor run.
+def trace(model: nn.Module, example_inputs: Any = None) -> TracedModel:
+    """Follow ``model``, which is left as it is.
 
-    ``example_input``: a tensor (N, …) whose shape the model accepts; without it the shape comes from timm's
-    configuration or the first layer.
+    example_inputs  what the model is called with: a tensor, a tuple of arguments, a dict, ``(args, kwargs)``, or a data
+                    loader; without it, shapes come from timm's configuration or the first layer
 
     :raises TracingError: when the model cannot even be copied.
+    :raises UsageError: for inputs of another kind.
 
     >>> import timm
     >>> traced = trace(timm.create_model("test_resnet"))
     >>> traced.traced_by, traced.shapes["bn1"]
     ('fx', ((2, 32, 80, 80), (2, 32, 80, 80)))
     """
+    example = as_call(example_inputs) if example_inputs is not None else None
     skeleton = skeleton_of(model)
     graphs: dict[str, fx.Graph] = {}
     untraced: dict[str, str] = {}
     with torch.device("meta"):  # tensors that a forward makes on the way must live where the ghosts live
         _trace_into(skeleton, "", graphs, untraced)
-        input_shape = input_shape_of(model, example_input)
-        traced = TracedModel(
-            model_class=type(model).__name__,
-            traced_by="fx" if "" in graphs else "hooks",
-            skeleton=skeleton,
-            graphs=graphs,
-            untraced=untraced,
-            input_shape=input_shape,
-        )
-        dtype = example_input.dtype if example_input is not None else _floating_dtype(skeleton)
-        problem = _propagate_shapes(traced, dtype)
-    return TracedModel(**{**traced.__dict__, "shape_problem": problem})
+    followed = follow(model, skeleton, example)
+    traced = TracedModel(model, skeleton.eval(), graphs, untraced, followed)
+    traced.functional_shapes.update(_functional_shapes(traced))
+    return traced
 
 
 def symbolic_trace(root: nn.Module, extra_leaves: tuple[type[nn.Module], ...] = ()) -> fx.Graph:
-    """The fx graph of ``root``'s forward, arguments that have a default held at it."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(root.forward).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    """The fx graph of ``root``'s forward; arguments that have a default are held at it, but for the first."""
+    parameters = list(inspect.signature(root.forward).parameters.values())
+    defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
     return NormTracer(extra_leaves).trace(root, concrete_args=defaults or None)
 
 
@@ -115,70 +150,25 @@ def batch_norm_arguments(node: fx.Node) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _floating_dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-
-
 def _trace_into(root: nn.Module, path: str, graphs: dict[str, fx.Graph], untraced: dict[str, str]) -> None:
-    """Trace ``root``; then trace, on their own, the leaves of that graph which hide a batch norm."""
+    """Trace ``root``; then, on their own, what hides a batch norm in it: leaves of its graph, children without one."""
     try:
         graph = symbolic_trace(root)
     except Exception as error:  # tracing runs foreign code, which may raise anything
-        untraced[path] = _one_line(error)
-        for name, child in root.named_children():
-            if path and _hides_batch_norm(child):
-                _trace_into(child, f"{path}.{name}", graphs, untraced)
-        return
-    graphs[path] = graph
-    for node in graph.nodes:
-        if node.op != "call_module":
-            continue
-        leaf = root.get_submodule(node.target)
-        leaf_path = f"{path}.{node.target}" if path else node.target
-        if _hides_batch_norm(leaf) and leaf_path not in graphs and leaf_path not in untraced:
-            _trace_into(leaf, leaf_path, graphs, untraced)
+        untraced[path] = one_line(error)
+        within = [name for name, _ in root.named_children()]
+    else:
+        graphs[path] = graph
+        within = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    for name in within:
+        child = root.get_submodule(name)
+        child_path = f"{path}.{name}" if path else name
+        if _hides_batch_norm(child) and child_path not in graphs and child_path not in untraced:
+            _trace_into(child, child_path, graphs, untraced)
 
 
 def _hides_batch_norm(module: nn.Module) -> bool:
     return not is_batch_norm(module) and any(is_batch_norm(m) for m in module.modules())
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
-
-
-def _propagate_shapes(traced: TracedModel, dtype: torch.dtype) -> str | None:
-    """One forward pass on the meta device, hooks on the batch norms; returns what went wrong, if anything did."""
-    if traced.input_shape is None:
-        return "the input's shape is unknown: pass example_input"
-    handles = []
-    for name, module in traced.skeleton.named_modules():
-        if is_batch_norm(module):
-            module.forward = _same  # its output has its input's shape, and on the meta device batch_norm is slow
-        if is_batch_norm(module) or isinstance(module, (_ConvNd, nn.Linear)):
-            handles.append(module.register_forward_hook(_recorder(traced, name)))
-    try:
-        with torch.no_grad():
-            x = torch.empty(traced.input_shape, dtype=dtype, device="meta")
-            graph = traced.graphs.get("")
-            if graph is not None and any(is_functional_batch_norm(node) for node in graph.nodes):
-                output = _ShapeInterpreter(traced, graph).run(x)
-            else:
-                output = traced.skeleton(x)
-            traced.output_shapes.extend(shapes_of(output))
-    except Exception as error:  # a model may refuse the meta device for any reason
-        return f"no forward pass on the meta device with input {traced.input_shape} ({_one_line(error)})"
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in traced.skeleton.modules():
-            module.__dict__.pop("forward", None)
-    return None
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def shapes_of(output: Any) -> list[Shape]:
@@ -186,40 +176,30 @@ def shapes_of(output: Any) -> list[Shape]:
     return [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _recorder(traced: TracedModel, name: str) -> Any:
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        traced.calls[name] = traced.calls.get(name, 0) + 1
-        if is_batch_norm(module) and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            traced.shapes.setdefault(name, (tuple(inputs[0].shape), tuple(output.shape)))
-
-    return record
+def _functional_shapes(traced: TracedModel) -> dict[str, tuple[Shape, Shape]]:
+    """The shapes at functional batch norms of the model's own graph, which no layer's record has."""
+    graph, call = traced.graphs.get(""), traced.followed.call
+    if graph is None or call is None or not any(is_functional_batch_norm(node) for node in graph.nodes):
+        return {}
+    interpreter = _ShapeInterpreter(traced.skeleton, graph)
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            interpreter.run(*call.map(lambda t: filled(t, torch.device("meta"))).args)
+    except Exception:  # a graph with other arguments than the call's: its sites are refused for want of shapes
+        pass
+    return interpreter.found
 
 
 class _ShapeInterpreter(fx.Interpreter):
     """Runs a graph and notes the shapes at its functional batch norms, which no module hook can see."""
 
-    def __init__(self, traced: TracedModel, graph: fx.Graph) -> None:
-        super().__init__(traced.skeleton, garbage_collect_values=True, graph=graph)
-        self.traced = traced
+    def __init__(self, skeleton: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(skeleton, garbage_collect_values=True, graph=graph)
+        self.found: dict[str, tuple[Shape, Shape]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         output = super().run_node(n)
         if is_functional_batch_norm(n):
             x = self.fetch_args_kwargs_from_env(n)[0][0]
-            self.traced.shapes[n.name] = (tuple(x.shape), tuple(output.shape))
-            self.traced.calls[n.name] = 1
+            self.found[n.name] = (tuple(x.shape), tuple(output.shape))
         return output
-
-
-def reads_only_shape(node: fx.Node, source: fx.Node) -> bool:
-    """Whether ``node`` looks at ``source``'s shape, dtype or device but not at its values."""
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] in ("shape", "dtype", "device", "ndim", "is_cuda")
-    if node.op == "call_function" and node.target in (operator.eq, torch._assert):
-        return True
-    if node.op == "call_method":
-        if node.target in ("size", "dim", "numel", "type"):
-            return True
-        if node.target in ("reshape_as", "view_as", "expand_as", "type_as"):
-            return node.args[0] is not source
-    return False

@@ -122,6 +122,9 @@ def decide(site: NormSite, request: Request) -> Decision:
         return Decision(site, "converted", "affine", whitening="exact", reason=reason)
     if site.foldable:
         return _per_sample(site, target, request, "fold", None)
+    if site.overflows:
+        why = "its input is so large that the statistics of a per-sample norm would overflow; try the target affine"
+        return Decision(site, "refused", reason=why)
     return _per_sample(site, target, request, "affine", site.reason)
 
 
@@ -152,6 +155,20 @@ def _per_sample(site: NormSite, target: Target, request: Request, whitening: Whi
     if not site.has_statistics:
         return Decision(site, "refused", reason=f"{few}, and there are no running statistics to fall back on")
     return Decision(site, "converted", "affine", whitening="exact", reason=f"{few}: affine instead")
+
+
+def without_fold(decision: Decision, why: str) -> Decision:
+    """The same decision with the analytic affine in place of folding."""
+    site = replace(decision.site, foldable=False, reason=why)
+    if decision.target == "fold":
+        return replace(decision, site=site, target="affine", reason=f"not folded: {why}")
+    kept = [part for part in (decision.reason, why) if part]
+    return replace(decision, site=site, whitening="affine", balanced=False, reason="; ".join(kept))
+
+
+def refused(decision: Decision, why: str) -> Decision:
+    """The batch norm stays, for the reason given."""
+    return Decision(decision.site, "refused", reason=why)
 
 
 def _joined(*parts: str | None) -> str:

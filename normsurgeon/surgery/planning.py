@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from normsurgeon.errors import CheckpointError, ConversionError, TargetError
+from normsurgeon.graph.following import Followed
 from normsurgeon.graph.sites import find_sites
 from normsurgeon.graph.skeleton import require_plain
 from normsurgeon.graph.tracing import TracedModel, trace
+from normsurgeon.norms.sources import is_batch_norm
 from normsurgeon.patterns import select
 from normsurgeon.reporting.text import html_table, plain_table
 from normsurgeon.surgery.deciding import Decision, Request, decide, parse_target
@@ -29,7 +31,8 @@ FORMAT = 1
 class ConversionPlan:
     """One decision a site, in the order in which data reaches the sites.
 
-    Made by ``plan``; carried out by ``convert``. ``str(plan)`` is a table.
+    Made by ``plan``; carried out by ``convert``. ``str(plan)`` is a table. ``followed`` says how the model can be
+    called, for the check; it is not a part of the JSON, and found again where it is missing.
     """
 
     model: str
@@ -38,6 +41,7 @@ class ConversionPlan:
     traced_by: str = "fx"
     input_shape: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    followed: Followed | None = field(default=None, compare=False, repr=False)
 
     @property
     def target(self) -> str | None:
@@ -159,11 +163,11 @@ def plan(
     set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     as_graph: bool = False,
     balance: bool = True,
-    example_input: Tensor | None = None,
+    example_inputs: Any = None,
     traced: TracedModel | None = None,
     name: str | None = None,
 ) -> ConversionPlan:
-    """Decide what becomes of every batch norm of ``model``, without changing or running it.
+    """Decide what becomes of every batch norm of ``model``, without changing it.
 
     to              one of ``TARGETS``
     groups          groups of ``gn``: a number that divides every site's channels, or "auto"
@@ -173,24 +177,29 @@ def plan(
     balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
                     of the function for one forward pass of 64 small images (see ``surgery.balancing``)
     as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
-    example_input   a tensor whose shape the model accepts, where timm's configuration does not tell
+    example_inputs  what the model is called with, where its first layer or timm's configuration does not tell: a
+                    tensor, a tuple of arguments, a list (one argument), a dict of keyword arguments, ``(args,
+                    kwargs)``, or a data loader, of which the first batch is taken
 
     :raises TargetError: unknown target, or groups that do not divide a site's channels.
     :raises PatternError: a glob that matches no site.
-    :raises ConversionError: a model without a batch norm.
+    :raises ConversionError: a model without a batch norm, or something else than a plain module.
+    :raises UsageError: inputs that are none.
 
     >>> import timm
     >>> p = plan(timm.create_model("test_resnet"), to="gn", keep=["conv1.1"])
     >>> p.counts
     {'converted': 14, 'kept': 1, 'refused': 0}
     """
-    if groups != "auto" and not isinstance(groups, int):
+    if groups != "auto" and (not isinstance(groups, int) or isinstance(groups, bool)):
         raise TargetError(f"groups must be a number or 'auto', not {groups!r}")
     request = Request(to, None if groups == "auto" else groups, eps, as_graph, balance)
     pairs = list(set.items()) if isinstance(set, Mapping) else list(set)
     overrides = [(pattern, parse_target(text, request)) for pattern, text in pairs]
     require_plain(model)
-    traced = traced if traced is not None else trace(model, example_input)
+    if is_batch_norm(model):
+        raise ConversionError(f"the model is itself a {type(model).__name__}; wrap it, as in nn.Sequential(model)")
+    traced = traced if traced is not None else trace(model, example_inputs)
     sites = find_sites(traced)
     if not sites:
         raise ConversionError(f"{name or type(model).__name__} has no BatchNorm layer: there is nothing to convert")
@@ -205,15 +214,7 @@ def plan(
         request=request,
         decisions=tuple(decide(site, wanted[site.name]) for site in sites),
         traced_by=traced.traced_by,
-        input_shape=None if traced.shape_problem else traced.input_shape,
-        notes=_notes(traced),
+        input_shape=traced.input_shape,
+        notes=traced.notes,
+        followed=replace(traced.followed, records=[]),
     )
-
-
-def _notes(traced: TracedModel) -> tuple[str, ...]:
-    notes = []
-    if traced.traced_by == "hooks":
-        notes.append(f"not traceable by torch.fx ({traced.untraced.get('', '')}): sites come from the module tree")
-    if traced.shape_problem:
-        notes.append(f"shapes are unknown: {traced.shape_problem}")
-    return tuple(notes)

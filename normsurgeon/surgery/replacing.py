@@ -6,15 +6,14 @@ hooks, and the optimizer that trains its parameters.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from normsurgeon.errors import ConversionError
-from normsurgeon.graph.skeleton import HOOKS, require_plain
+from normsurgeon.errors import ConversionError, TracingError
+from normsurgeon.graph.skeleton import HOOKS, deepcopy_module, require_plain
 
 
 def copy_model(
@@ -26,9 +25,9 @@ def copy_model(
     """
     require_plain(model)
     try:
-        return copy.deepcopy((model, optimizer))
-    except (RuntimeError, TypeError) as error:
-        raise ConversionError(f"{type(model).__name__} cannot be copied: {' '.join(str(error).split())}") from error
+        return deepcopy_module((model, optimizer))
+    except TracingError as error:
+        raise ConversionError(str(error)) from error
 
 
 def replace_modules_(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from normsurgeon.errors import ConversionError, UsageError
+from normsurgeon.graph.following import Followed
+from normsurgeon.graph.inputs import as_call
 from normsurgeon.graph.skeleton import require_plain
-from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace
+from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, find_target
+from normsurgeon.surgery import verdict as verdicts
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
+from normsurgeon.surgery.checking import Check, check, folds
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
+from normsurgeon.surgery.verdict import Verdict
 
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
 """The settings of a plan, as they are when nothing is asked for."""
@@ -32,6 +37,8 @@ class Conversion:
 
     model       the converted network
     plan        the plan that was carried out
+    check       what was proven of it; None where no check was wanted
+    verdict     how much of the function is left with the norms that were asked for; None where it was not measured
     history     what happened to the model since, one plain dict an event (calibration, fine-tuning, …)
     optimizer   the optimizer handed over, now of the converted model's parameters, or None
     original    the model that was converted, which calibration and distillation look up to; None after ``convert_``,
@@ -43,6 +50,8 @@ class Conversion:
     history: list[dict[str, Any]] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     original: nn.Module | None = None
+    check: Check | None = None
+    verdict: Verdict | None = None
 
     @property
     def sites(self) -> tuple[Decision, ...]:
@@ -54,8 +63,15 @@ class Conversion:
         """How many sites were converted, kept and refused."""
         return self.plan.counts
 
+    @property
+    def summary(self) -> str:
+        """What was converted, what was proven of it, and how much of the function is left: a line each."""
+        check = f"check: {self.check}" if self.check is not None else None
+        verdict = f"verdict: {self.verdict}" if self.verdict is not None else None
+        return "\n".join(filter(None, (self.plan.summary, check, verdict)))
+
     def __repr__(self) -> str:
-        return f"Conversion({self.plan.summary})"
+        return f"Conversion({self.summary})"
 
     def _repr_html_(self) -> str:
         return self.plan._repr_html_()
@@ -72,7 +88,10 @@ def convert(
     set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     as_graph: bool = False,
     balance: bool = True,
-    example_input: Tensor | None = None,
+    check: bool = True,
+    verdict: bool = True,
+    probe: Any = None,
+    example_inputs: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Conversion:
     """A converted copy of ``model``, which itself stays as it is.
@@ -80,6 +99,12 @@ def convert(
     Either a ``plan``, or ``to`` and the other settings of ``normsurgeon.plan``. The copy has the same class, methods,
     module names, device, dtype, training flags and hooks. With ``as_graph`` it is an ``fx.GraphModule``. An
     ``optimizer`` of the original's parameters comes back, in ``Conversion.optimizer``, as one of the copy's.
+
+    check           whether to prove, before anything is changed, that all but the new norms' own statistics leaves the
+                    network as it was, in float64 on a small input; what does not is taken back, and the plan says so
+    verdict         whether to measure, on synthetic images, how much of the function is left
+    probe           what to measure it on instead: what the model takes, as in ``example_inputs``, pre-processed
+    example_inputs  what the model is called with, as in ``normsurgeon.plan``
 
     :raises UsageError: neither or both of ``plan`` and ``to``; and whatever ``normsurgeon.plan`` raises.
     :raises ConversionError: a plan that was made for another model.
@@ -90,20 +115,14 @@ def convert(
     >>> x = torch.randn(1, 3, 160, 160)
     >>> type(result.model) is type(model), bool(torch.allclose(result.model(x), model(x), atol=1e-5))
     (True, True)
+    >>> str(result.check).startswith("exact to")
+    True
     """
-    settings = {
-        "groups": groups,
-        "eps": eps,
-        "keep": keep,
-        "set": set,
-        "as_graph": as_graph,
-        "balance": balance,
-    }
-    plan = _settled(model, plan, to, example_input, settings)
-    _check_fit(model, plan)
-    probes = _probes(model, plan)  # before there is a copy: both at once would be the peak of the memory
+    settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
+    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=check or verdict)
+    prepared = _prepare(model, plan, followed, check, verdict, probe)
     new_model, new_optimizer = copy_model(model, optimizer)
-    result = _carry_out(new_model, plan, new_optimizer, probes)
+    result = _carry_out(new_model, prepared, new_optimizer)
     result.original = model
     return result
 
@@ -113,29 +132,66 @@ def convert_(
     plan: ConversionPlan | None = None,
     *,
     to: str | None = None,
+    groups: int | Literal["auto"] = "auto",
+    eps: float | None = None,
+    keep: Sequence[str] = (),
+    set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    as_graph: bool = False,
+    balance: bool = True,
+    check: bool = True,
+    verdict: bool = True,
+    probe: Any = None,
+    example_inputs: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
-    example_input: Tensor | None = None,
     values: bool = True,
-    **settings: Any,
 ) -> Conversion:
     """``convert`` in place: saves the copy's memory, and changes ``model`` and ``optimizer`` themselves.
 
-    ``values=False`` makes the new structure only, for weights that are loaded into it next.
+    ``values=False`` makes the new structure only, for weights that are loaded into it next: nothing is checked.
     """
-    plan = _settled(model, plan, to, example_input, settings)
+    settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
+    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=values and (check or verdict))
+    if not values:
+        _check_fit(model, plan)
+        return _carry_out(model, _Prepared(plan), optimizer, values)
+    return _carry_out(model, _prepare(model, plan, followed, check, verdict, probe), optimizer)
+
+
+@dataclass
+class _Prepared:
+    """All that is found out before anything is changed."""
+
+    plan: ConversionPlan
+    probes: dict[str, FeatureProbe] = field(default_factory=dict)
+    check: Check | None = None
+    reference: verdicts.Reference | None = None
+
+
+def _prepare(
+    model: nn.Module, plan: ConversionPlan, followed: Followed, checked: bool, judged: bool, probe: Any
+) -> _Prepared:
+    """Prove the plan, look at synthetic features, run the original; before there is a copy, which would be the peak of
+    the memory."""
     _check_fit(model, plan)
-    return _carry_out(model, plan, optimizer, _probes(model, plan) if values else {}, values)
+    proof = None
+    if checked:
+        decisions, proof = check(model, plan.decisions, followed)
+        plan = replace(plan, decisions=tuple(decisions))
+    probes = _probes(model, plan, followed)
+    plan = replace(plan, decisions=tuple(replace(d, balanced=d.balanced and d.name in probes) for d in plan.decisions))
+    reference = None
+    if judged and not any(p.is_meta for p in model.parameters()):
+        reference = verdicts.reference(model, followed, as_call(probe) if probe is not None else None)
+    return _Prepared(plan, probes, proof, reference)
 
 
 def _carry_out(
-    model: nn.Module,
-    plan: ConversionPlan,
-    optimizer: torch.optim.Optimizer | None,
-    probes: dict[str, FeatureProbe],
-    values: bool = True,
+    model: nn.Module, prepared: _Prepared, optimizer: torch.optim.Optimizer | None, values: bool = True
 ) -> Conversion:
-    modules = _check_fit(model, plan)
+    plan = prepared.plan
+    modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
+    fixed: dict[str, whitening.Affine] = {}
     touched: list[nn.Parameter] = []
     gained: dict[nn.Parameter, nn.Parameter] = {}
     with torch.no_grad():
@@ -143,38 +199,47 @@ def _carry_out(
             if decision.status != "converted" or decision.site.functional:
                 continue
             old = modules[decision.name]
-            producer = modules[decision.site.producer] if decision.site.producer and _folds(decision) else None
+            producer = modules[decision.site.producer] if decision.site.producer and folds(decision) else None
             had_bias = producer is not None and producer.bias is not None
-            replacements[old] = _converted(old, decision, producer, values, probes.get(decision.name))
+            new = _converted(old, decision, producer, values, prepared.probes.get(decision.name))
+            replacements[old] = new.layer
+            if new.fixed is not None:
+                fixed[decision.name] = new.fixed
             if producer is not None:
                 touched.extend(producer.parameters(recurse=False))
                 if not had_bias:
                     gained[producer.weight] = producer.bias  # type: ignore[index,assignment]
     replace_modules_(model, replacements, optimizer, touched=touched, gained=gained)
+    verdict = None
+    if prepared.reference is not None:
+        verdict = verdicts.judge(prepared.reference, model, fixed)
     if plan.request.as_graph:
         model = _as_graph(model, plan, tuple({type(new) for new in replacements.values()}))
-    return Conversion(model, plan, optimizer=optimizer)
+    return Conversion(model, plan, optimizer=optimizer, check=prepared.check, verdict=verdict)
 
 
 def _settled(
     model: nn.Module,
     given: ConversionPlan | None,
     to: str | None,
-    example_input: Tensor | None,
+    example_inputs: Any,
     settings: dict[str, Any],
-) -> ConversionPlan:
+    wanted: bool,
+) -> tuple[ConversionPlan, Followed]:
+    """The plan to carry out, and, where it is ``wanted``, how the model can be called."""
     if given is not None:
         named = [key for key, value in settings.items() if value != DEFAULTS[key] and value not in ([], {})]
         if to is not None or named:
             raise UsageError(f"a plan says it all: leave out {', '.join(filter(None, [to and 'to', *named]))}")
-        return given
+        require_plain(model)
+        followed = given.followed
+        if wanted and (followed is None or example_inputs is not None):
+            followed = replace(trace(model, example_inputs).followed, records=[])
+        return given, followed or Followed()
     if to is None:
         raise UsageError("say what to convert to: a plan, or to='gn'")
-    return plan(model, to, example_input=example_input, **settings)
-
-
-def _folds(decision: Decision) -> bool:
-    return decision.whitening == "fold" or decision.target == "fold"
+    made = plan(model, to, example_inputs=example_inputs, **settings)
+    return made, made.followed or Followed()
 
 
 def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
@@ -197,17 +262,25 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
                 f"the plan was made for another model ({plan.model}): {decision.name} has {channels} channels in "
                 f"this {type(model).__name__}, and {decision.site.channels} in the plan; make a new plan"
             )
-        if _folds(decision) and decision.site.producer not in modules:
+        if folds(decision) and decision.site.producer not in modules:
             raise ConversionError(f"the plan folds into {decision.site.producer}, which this model does not have")
     return modules
 
 
-def _probes(model: nn.Module, plan: ConversionPlan) -> dict[str, FeatureProbe]:
+def _probes(model: nn.Module, plan: ConversionPlan, followed: Followed) -> dict[str, FeatureProbe]:
     """What balancing needs to know of the sites that the plan balances."""
     names = [d.name for d in plan.decisions if d.balanced]
     if not names or plan.input_shape is None or any(p.is_meta for p in model.parameters()):
         return {}
     return probe_features(model, names, plan.input_shape)
+
+
+@dataclass
+class _New:
+    """A new layer, and the affine map of its input that it stands in for; None where it is one, or nobody knows it."""
+
+    layer: nn.Module
+    fixed: whitening.Affine | None = None
 
 
 def _converted(
@@ -216,20 +289,21 @@ def _converted(
     producer: nn.Module | None,
     values: bool = True,
     probe: FeatureProbe | None = None,
-) -> nn.Module:
+) -> _New:
     """The new layer for one site; folds into the producer, in place, where the plan says so.
 
     Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
     """
     reading = sources.read(old)
+    fixed = None
     if values and not reading.reference.is_meta:
-        affine, eps = _solved(reading, decision, producer, probe)
+        affine, eps, fixed = _solved(reading, decision, producer, probe)
     else:
         affine, eps = None, reading.eps if decision.eps is None else decision.eps
         if producer is not None:
             whitening.give_bias_(producer)
     rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
-    return _built(reading, decision, eps, affine, rank)
+    return _New(_built(reading, decision, eps, affine, rank), fixed)
 
 
 def _solved(
@@ -237,18 +311,18 @@ def _solved(
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
-) -> tuple[whitening.Affine, float]:
-    """The new layer's weight and bias, and its eps; what belongs there goes into the producer."""
+) -> tuple[whitening.Affine, float, whitening.Affine | None]:
+    """The new layer's weight and bias, its eps, and the map that it stands in for; the rest goes into the producer."""
     gamma_beta = whitening.gamma_beta(reading)
     if decision.whitening == "none":
-        return gamma_beta, reading.eps if decision.eps is None else decision.eps
+        return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
     white = whitening.whitener(reading)
     whole = whitening.compose(gamma_beta, white)
     target = find_target(decision.target or "")
     if target.exact:
         if producer is not None:
             whitening.fold_(producer, whole)
-        return whole, reading.eps
+        return whole, reading.eps, None
     moments, wanted = whitening.moments_of(reading), whole
     if producer is not None:
         wanted = gamma_beta
@@ -258,7 +332,8 @@ def _solved(
             wanted = whitening.Affine(gamma_beta.scale / alpha, gamma_beta.shift)
         whitening.fold_(producer, white)
         moments = white.after(moments)
-    return whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
+    affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
+    return affine, eps, wanted
 
 
 def _built(
@@ -310,7 +385,7 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
                 stand_in._buffers[key] = value
             else:
                 stand_in._parameters[key] = value
-        layer = _converted(stand_in, decision, None)
+        layer = _converted(stand_in, decision, None).layer
         graph_module.add_submodule(f"converted_{node.name}", layer.train(model.training))
         with graph_module.graph.inserting_after(node):
             call = graph_module.graph.call_module(f"converted_{node.name}", (arguments["input"],))

@@ -1,0 +1,216 @@
+"""The ways of calling a model, and a record of each that can be followed.
+
+One call in eval mode is the base. Values that it holds at a default are alternatives: training mode, each flag turned
+round, each optional argument given. The meta device costs no arithmetic and is tried first; a model that looks at
+values gets a real pass, on its own weights and an input of random numbers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.graph.inputs import Call, guesses
+from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
+from normsurgeon.graph.skeleton import HOOKS, shadow_of
+
+MAX_ALTERNATIVES = 16
+"""Ways of calling beside the base that are tried."""
+
+SECONDS_FOR_ALTERNATIVES = 2.0
+"""Time for all of them together; or twice what the base took, if that is more."""
+
+
+@dataclass
+class Followed:
+    """What came of it.
+
+    records      the base first; empty where no call succeeded
+    call         the base call, with tensors of the shapes that were accepted, on the meta device; None without one
+    example      the call that the model's owner gave, as it is, or None
+    ways         of calling that were followed, beside the base: keyword arguments, and whether in training mode
+    unfollowed   the others, each with the reason
+    problem      why there is no record, or None
+    """
+
+    records: list[Record] = field(default_factory=list)
+    call: Call | None = None
+    example: Call | None = None
+    ways: list[tuple[str, dict[str, Any], bool]] = field(default_factory=list)
+    unfollowed: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the records do not cover, in words."""
+        notes = []
+        if self.unfollowed:
+            notes.append(
+                f"ways of calling that were not followed: {'; '.join(self.unfollowed)} "
+                "(a layer whose raw output only they read is not known of)"
+            )
+        lines = list(dict.fromkeys(line for record in self.records for line in record.branches))
+        if lines:
+            shown = ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+            notes.append(f"Python code looks at a tensor's values ({shown}): one way through it was followed")
+        return notes
+
+
+def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Followed:
+    """Record ``model``, which is neither changed nor trained: on its ``skeleton``, or where that fails on a shadow.
+
+    example  what to call it with; default: guesses from its layers
+    """
+    followed = Followed(example=example)
+    hooked = _hooked(model)
+    real = not any(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+    for call in [example] if example is not None else guesses(model):
+        begin = time.perf_counter()
+        runs = [_on_skeleton(skeleton, hooked)] + ([_on_shadow(model, hooked)] if real else [])
+        for run in runs:
+            try:
+                followed.records.append(run(call, "eval mode", False))
+            except Exception as error:  # a foreign forward may raise anything
+                followed.problem = followed.problem or f"{one_line(error)}{_line_in_the_model(error)}"
+                if not _is_of_the_device(error):
+                    break
+                continue
+            followed.call, followed.problem = call.map(_ghost), None
+            _follow_alternatives(followed, model, call, run, time.perf_counter() - begin)
+            return followed
+    if followed.problem is None:
+        followed.problem = "no input is known"
+    return followed
+
+
+Run = Callable[[Call, str, bool], Record]
+
+
+def _on_skeleton(skeleton: nn.Module, hooked: dict[str, str]) -> Run:
+    def run(call: Call, how: str, training: bool) -> Record:
+        return record(skeleton.train(training), call.map(_ghost), how, hooked)
+
+    return run
+
+
+def _on_shadow(model: nn.Module, hooked: dict[str, str]) -> Run:
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+    def run(call: Call, how: str, training: bool) -> Record:
+        return record(shadow_of(model).train(training), call.map(lambda t: filled(t, device)), how, hooked)
+
+    return run
+
+
+def _follow_alternatives(followed: Followed, model: nn.Module, call: Call, run: Run, seconds: float) -> None:
+    end = time.perf_counter() + max(SECONDS_FOR_ALTERNATIVES, 2 * seconds)
+    for number, (how, choices, training) in enumerate(_alternatives(model, call)):
+        if number >= MAX_ALTERNATIVES or time.perf_counter() > end:
+            followed.unfollowed.append(f"{how} (it would take too long)")
+            continue
+        why = ""
+        for kwargs in choices:
+            try:
+                followed.records.append(run(call.with_kwargs(**kwargs), how, training))
+            except Exception as error:
+                why = why or f"{one_line(error)}{_line_in_the_model(error)}"
+                continue
+            followed.ways.append((how, kwargs, training))
+            break
+        else:
+            followed.unfollowed.append(f"{how} ({why})")
+
+
+def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
+    """Each way of calling in words, with keyword arguments to try until one is accepted, and whether it is training."""
+    yield "training mode", [{}], True
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    given = {p.name for p in parameters[: len(call.args)]} | set(call.kwargs)
+    for number, parameter in enumerate(parameters):
+        default = parameter.default
+        if number == 0 or parameter.name in given or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            continue
+        if isinstance(default, bool):
+            yield f"{parameter.name}={not default}", [{parameter.name: not default}], False
+        elif default is None:
+            annotation = str(parameter.annotation)
+            if "bool" in annotation:
+                yield f"{parameter.name}=True", [{parameter.name: True}], False
+            else:
+                yield parameter.name, [{parameter.name: tensor} for tensor in _optional_tensors(call)], False
+
+
+def _optional_tensors(call: Call) -> list[Tensor]:
+    """What an optional argument may be, for an input (N, C, …): a mask of the positions, or one more such input."""
+    first = next((v for v in (*call.args, *call.kwargs.values()) if isinstance(v, Tensor)), None)
+    if first is None or first.ndim < 2:
+        return []
+    positions = (first.shape[0], *first.shape[2:]) if first.ndim > 2 else first.shape
+    on = {"device": first.device}
+    return [
+        torch.ones(positions, dtype=torch.bool, **on),
+        torch.ones((first.shape[0], 1, *first.shape[2:]), dtype=first.dtype, **on),
+        torch.ones(first.shape, dtype=first.dtype, **on),
+    ]
+
+
+def filled(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor with values: itself, or, of one on the meta device, normal numbers (ones where it holds integers)."""
+    if not tensor.is_meta:
+        return tensor.to(device)
+    if tensor.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(device, tensor.dtype)
+    return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
+
+
+def _ghost(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def _hooked(model: nn.Module) -> dict[str, str]:
+    """The modules that carry a forward hook, and what to call it."""
+    found = {}
+    for name, module in model.named_modules():
+        for hooks in HOOKS[:2]:
+            for hook in getattr(module, hooks).values():
+                if not hasattr(hook, "compute_weight"):
+                    found[name] = f"a forward hook of {name or 'the model'}"
+    return found
+
+
+def _is_of_the_device(error: Exception) -> bool:
+    """Whether a pass failed for being on the meta device and a real one may do (it looks at values, say)."""
+    text = str(error).lower()
+    return isinstance(error, (TooSlow, NotImplementedError)) or any(
+        word in text for word in ("meta", "same device", "data-dependent", "data_dependent", "no data", "tensor.item")
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one short line."""
+    if isinstance(error, TooSlow):
+        return "too slow on the meta device"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}"
+
+
+def _line_in_the_model(error: BaseException) -> str:
+    """Where in the model's own code an exception came up, as `` at file.py:12``."""
+    line, trace = "", error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if is_own_line(path):
+            line = f" at {path.rpartition('/')[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line

@@ -1,0 +1,410 @@
+"""A record of one real call of a model: which layer's output is read by what.
+
+Below autograd every computation passes torch's dispatcher, whatever Python control flow led to it. A dispatch mode
+sees each of them with its tensors; convolutions, linear layers and batch norms are taken as a whole. So a record says
+who reads a layer's output for any model that runs, traceable or not: values are tensors, and readers are operations,
+layers, hooks, what the model returns and what it keeps. Looking at a shape or dtype is no operation and no reader.
+
+The idea, one real pass instead of a symbolic one, is that of torchlens (Taylor & Kriegeskorte, 2023).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from normsurgeon.graph.inputs import Call
+from normsurgeon.graph.skeleton import tensor_attributes, tensors_in
+from normsurgeon.norms.sources import is_batch_norm
+
+Shape = tuple[int, ...]
+
+META_SECONDS = 3.0
+"""A pass on the meta device that takes longer (torch decomposes some operations there) gives way to a real one."""
+
+_VALUE_FREE = {
+    f"aten::{name}{kind}"
+    for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")
+    for kind in ("_like", "")
+} | {f"aten::new_{name}" for name in ("empty", "zeros", "ones", "full", "empty_strided")}
+
+_VALUES_TO_PYTHON = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::item")
+
+_REORDERED = ("aten::permute", "aten::transpose", "aten::t")
+_REGROUPED = ("aten::view", "aten::_unsafe_view", "aten::unsqueeze", "aten::squeeze", "aten::_reshape_alias")
+_SAME = ("aten::alias", "aten::clone", "aten::detach", "aten::contiguous", "aten::lift_fresh")
+
+
+class TooSlow(Exception):
+    """A pass on the meta device that takes longer than a real one would."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step that only moves dimensions about: how they are permuted, or the shape that they are regrouped to."""
+
+    given: Shape
+    made: Shape
+    order: Shape | None = None
+
+    def axis(self, axis: int) -> int | None:
+        """Where a dimension of the input is in the output; None where it is split or merged.
+
+        Regrouping keeps the order of the elements, so a dimension stays one if as many elements lie before it and its
+        size is the same.
+
+        >>> Move((2, 7, 5), (14, 5)).axis(2), Move((2, 7, 5), (2, 35)).axis(2)
+        (1, None)
+        """
+        if self.order is not None:
+            return self.order.index(axis)
+        before = _product(self.given[:axis])
+        for place, size in enumerate(self.made):
+            if size == self.given[axis] and _product(self.made[:place]) == before:
+                return place
+        return None
+
+
+def _product(sizes: Shape) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+@dataclass
+class Value:
+    """One tensor: where it came from and who reads it.
+
+    ``layer``: the name of the layer whose output it is. ``move`` and ``source``: the dimension move that made it, and
+    of what. ``label``: what made it, in words. ``readers``: in words, each with the layer's call (its number in
+    ``Record.calls``) where a layer reads it.
+    """
+
+    label: str
+    shape: Shape
+    layer: str | None = None
+    move: Move | None = None
+    source: Value | None = None
+    readers: list[tuple[str, LayerCall | None, Value | None]] = field(default_factory=list)
+
+
+@dataclass
+class LayerCall:
+    """One call of a convolution, linear layer or batch norm: its first input, its output."""
+
+    layer: str
+    given: Value | None
+    given_shape: Shape | None
+    made: Value | None = None
+
+
+@dataclass
+class Record:
+    """What one call of the model did.
+
+    how           in words: "eval mode", "training mode", "output_hidden_states=True"
+    calls         of each layer, by its canonical name, in the order of the call
+    read          of each layer's parameters and buffers read outside the layer: (what, by what)
+    branches      lines at which Python decided by a tensor's value
+    output_shapes of the tensors that the model returned
+    """
+
+    how: str
+    calls: dict[str, list[LayerCall]] = field(default_factory=dict)
+    read: dict[str, tuple[str, str]] = field(default_factory=dict)
+    branches: list[str] = field(default_factory=list)
+    output_shapes: list[Shape] = field(default_factory=list)
+
+
+def record(model: nn.Module, call: Call, how: str = "eval mode", hooked: dict[str, str] | None = None) -> Record:
+    """Run ``call`` on ``model`` (a skeleton or shadow, which is the recorder's own) and note what reads what.
+
+    hooked  names of modules that carry a hook in the model itself, which sees their input and output
+
+    :raises TooSlow: on the meta device, after ``META_SECONDS``.
+    """
+    recorder = _Recorder(model, how, hooked or {})
+    on_meta = any(p.is_meta for p in itertools.chain(model.parameters(), model.buffers()))
+    recorder.deadline = time.perf_counter() + META_SECONDS if on_meta else None
+    place = torch.device("meta") if on_meta else nullcontext()
+    # Inside the modes there must be no autograd: below it, tensors are those of the forward's own code.
+    with torch.no_grad(), place, _seeded(), recorder.layers(), recorder:
+        output = call(model)
+    found = list(tensors_in(output))
+    recorder.note_kept("the model's output", found)
+    for name, module in model.named_modules():
+        recorder.note_kept(f"an attribute of {name or 'the model'}", tensor_attributes(module))
+    recorder.result.output_shapes = [tuple(tensor.shape) for tensor in found]
+    return recorder.result
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The caller's random state as it was, and always the same random numbers inside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, model: nn.Module, how: str, hooked: dict[str, str]) -> None:
+        super().__init__()
+        self.model, self.hooked = model, hooked
+        self.result = Record(how)
+        self.deadline: float | None = None
+        self.values: dict[int, Value] = {}
+        self.alive: list[Any] = []  # so that no id and no storage is used again
+        self.storages: dict[int, list[Value]] = {}
+        self.stack: list[tuple[str, nn.Module]] = []
+        self.owners: dict[int, tuple[str, str]] = {}
+        self.storage_owners: dict[int, tuple[str, str]] = {}
+        for name, module in model.named_modules():
+            if is_layer(module):
+                own = {**module._parameters, **module._buffers}
+                own.update((k, v) for k, v in vars(module).items() if isinstance(v, Tensor))
+                for key, tensor in own.items():
+                    if tensor is not None:
+                        self.owners.setdefault(id(tensor), (name, key))
+                        if _storage(tensor) is not None:
+                            self.storage_owners.setdefault(_storage(tensor), (name, key))  # type: ignore[arg-type]
+
+    # What the dispatcher hands over.
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Run one operation and note its readers and its result."""
+        kwargs = kwargs or {}
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            raise TooSlow
+        name = func._schema.name
+        if name in _VALUES_TO_PYTHON:
+            self._note_branch()
+        output = func(*args, **kwargs)
+        given = [t for t in itertools.chain(args, kwargs.values()) for t in _flat(t)]
+        label = self._label(func)
+        if name not in _VALUE_FREE:
+            for tensor in given:
+                self._note_direct(tensor, label)
+        move = _move(name, args, output)
+        source = self._value(given[0]) if given and move is not None else None
+        made = Value(label, tuple(output.shape), None, move, source) if isinstance(output, Tensor) else None
+        if name not in _VALUE_FREE:
+            for tensor in given:
+                for value in self._all_values(tensor):
+                    value.readers.append((label, None, made if move is not None else None))
+        in_place = {id(tensor) for tensor in given}
+        for tensor in _flat(output):
+            if id(tensor) in in_place:  # from here on it is another value
+                self._add(tensor, Value(label, tuple(tensor.shape)))
+            elif id(tensor) not in self.values:
+                self._add(tensor, made if tensor is output and made is not None else Value(label, tuple(tensor.shape)))
+        return output
+
+    def _add(self, tensor: Tensor, value: Value) -> Value:
+        self.values[id(tensor)] = value
+        self.alive.append(tensor)
+        storage = _storage(tensor)
+        if storage is not None:
+            self.storages.setdefault(storage, []).append(value)
+        return value
+
+    def _value(self, tensor: Tensor) -> Value:
+        """What is known of a tensor; one that no operation made is an input, a parameter, or unseen."""
+        known = self.values.get(id(tensor))
+        if known is None:
+            label = "the model's input" if id(tensor) not in self.owners else "a parameter"
+            if _storage(tensor) in self.storages:
+                label = "data"  # y.data: the same memory under a name of its own
+            known = Value(label, tuple(tensor.shape))
+            self.values[id(tensor)] = known
+            self.alive.append(tensor)
+        return known
+
+    def _all_values(self, tensor: Tensor) -> list[Value]:
+        """The tensor's value; for one made behind torch's back, all that share its memory."""
+        if id(tensor) in self.values:
+            return [self.values[id(tensor)]]
+        shared = self.storages.get(_storage(tensor) or -1, [])
+        return [self._value(tensor), *shared]
+
+    def _note_direct(self, tensor: Tensor, label: str) -> None:
+        owner = self.owners.get(id(tensor)) or self.storage_owners.get(_storage(tensor) or -1)
+        if owner is not None:
+            self.result.read.setdefault(owner[0], (owner[1], label))
+
+    def _label(self, func: Any) -> str:
+        name, module = self.stack[-1] if self.stack else ("", self.model)
+        if name and not module._modules:
+            return f"{type(module).__name__} ({name})"
+        return func.overloadpacket.__name__.strip("_")
+
+    def _note_branch(self) -> None:
+        line = _line_of_the_model()
+        if line is not None and line not in self.result.branches:
+            self.result.branches.append(line)
+
+    def note_kept(self, label: str, tensors: Any) -> None:
+        """The tensors that are left over when the pass is done are read by whoever looks at them later."""
+        for tensor in tensors:
+            if id(tensor) in self.values or _storage(tensor) in self.storages:
+                for value in self._all_values(tensor):
+                    value.readers.append((label, None, None))
+
+    # The layers, taken as a whole, and the names of the modules around the operations.
+
+    @contextmanager
+    def layers(self) -> Iterator[None]:
+        """While inside, each layer's ``forward`` is one step of the record."""
+        handles, patched = [], []
+        try:
+            for name, module in self.model.named_modules():
+                if is_layer(module) or isinstance(module, nn.RNNBase):
+                    patched.append((module, module.__dict__.get("forward")))
+                    module.forward = self._as_a_whole(name, module, module.forward)
+                elif not isinstance(module, torch.jit.ScriptModule):
+                    handles.append(module.register_forward_pre_hook(self._enter(name)))
+                    handles.append(module.register_forward_hook(self._leave, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, before in patched:
+                module.__dict__.pop("forward", None)
+                if before is not None:
+                    module.forward = before
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.stack.append((name, module))
+            self._note_hook(name, inputs)
+
+        return hook
+
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        name, _ = self.stack.pop()
+        self._note_hook(name, output)
+
+    def _note_hook(self, name: str, tensors: Any) -> None:
+        if name in self.hooked:
+            for tensor in tensors_in(tensors):
+                self._value(tensor).readers.append((self.hooked[name], None, None))
+
+    def _as_a_whole(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        on_meta = self.deadline is not None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values()]
+            tensors = [t for each in given for t in _flat(each)]
+            known = [v for t in tensors for v in self._all_values(t)]
+            first = self._value(tensors[0]) if tensors else None
+            call = LayerCall(name, first, tuple(tensors[0].shape) if tensors else None)
+            for value in known:
+                value.readers.append((name, call, None))
+            with _disable_current_modes(), torch.device("meta") if on_meta else nullcontext():
+                if on_meta and is_batch_norm(module) and tensors:
+                    output: Any = torch.empty_like(tensors[0])  # in Python and slow on the meta device
+                elif on_meta and isinstance(module, nn.RNNBase) and len(tensors) == 1:
+                    output = _recurrent_shapes(module, tensors[0])
+                else:
+                    output = forward(*args, **kwargs)
+            hook = self.hooked.get(name)
+            for value in known if hook else ():
+                value.readers.append((hook, None, None))
+            for tensor in _flat(output):
+                whole = is_layer(module) and not any(tensor is each for each in tensors)  # not in place
+                label = name if is_layer(module) else f"{type(module).__name__} ({name})"
+                made = self._add(tensor, Value(label, tuple(tensor.shape), name if whole else None))
+                if whole:
+                    call.made = made
+                if hook:
+                    made.readers.append((hook, None, None))
+            self.result.calls.setdefault(name, []).append(call)
+            return output
+
+        return run
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a record takes the module as a whole: convolutions, linear layers and batch norms."""
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_batch_norm(module)
+
+
+def _flat(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _flat(each)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+
+
+def _storage(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse, functional or quantized tensors have none
+        return None
+
+
+def _move(name: str, args: tuple[Any, ...], output: Any) -> Move | None:
+    """The dimension move that an operation is, or None."""
+    if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+        return None
+    given, made = tuple(args[0].shape), tuple(output.shape)
+    dims = len(given)
+    if name in _REORDERED:
+        order = list(range(dims))
+        if name == "aten::permute":
+            order = [d % dims for d in args[1]]
+        elif dims > 1:
+            first, second = (args[1] % dims, args[2] % dims) if name == "aten::transpose" else (0, 1)
+            order[first], order[second] = order[second], order[first]
+        return Move(given, made, tuple(order))
+    if name in _REGROUPED and args[0].dtype == output.dtype:
+        return Move(given, made)
+    if name in _SAME or (name == "aten::expand" and given == made):
+        return Move(given, made, tuple(range(dims)))
+    return None
+
+
+def _recurrent_shapes(module: nn.RNNBase, x: Tensor) -> Any:
+    """What an RNN, LSTM or GRU gives, as far as shapes go; on the meta device torch runs it step by step."""
+    directions = 2 if module.bidirectional else 1
+    size = module.proj_size or module.hidden_size
+    batch = [] if x.ndim == 2 else [x.shape[0] if module.batch_first else x.shape[1]]
+    hidden = x.new_empty(module.num_layers * directions, *batch, size)
+    output = x.new_empty(*x.shape[:-1], size * directions)
+    if isinstance(module, nn.LSTM):
+        return output, (hidden, x.new_empty(module.num_layers * directions, *batch, module.hidden_size))
+    return output, hidden
+
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+
+
+def is_own_line(path: str) -> bool:
+    """Whether a source file is a model's and neither torch's nor this package's."""
+    return not path.startswith((_OWN, _TORCH, "<"))
+
+
+def _line_of_the_model() -> str | None:
+    """The line of the model's own code that runs now, as ``file.py:12``."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if is_own_line(path):
+            return f"{os.path.basename(path)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -1,0 +1,436 @@
+"""The proof that a conversion is one: all but the new norms' own statistics must leave the network as it was.
+
+In place of each new norm stands the fixed affine that it approximates; in each producer that is to absorb a whitening
+stands a random one, of signs and powers of two, which no weight is rounded by. This network must equal the original in
+eval mode, in float64, at every norm and in every output, for every way of calling that was followed. What breaks it is
+found by bisection and taken back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.graph.following import Followed, filled, one_line
+from normsurgeon.graph.inputs import Call
+from normsurgeon.graph.linearity import out_channels, scale_rows_
+from normsurgeon.graph.skeleton import shadow_of, tensors_in
+from normsurgeon.norms import sources
+from normsurgeon.norms.layers import per_channel
+from normsurgeon.surgery import whitening
+from normsurgeon.surgery.deciding import Decision, refused, without_fold
+from normsurgeon.surgery.float64 import Float64
+from normsurgeon.surgery.replacing import replace_modules_
+from normsurgeon.surgery.whitening import Affine
+
+IMAGES, SIDE = 4, 64
+"""Size of the input that is made up for the check."""
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest relative difference that counts as rounding, by the precision of the run."""
+
+MAX_TRIALS = 60
+"""Forward passes that finding what breaks the network may take."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was proven of a conversion.
+
+    error      largest difference between the original and the network with fixed affines in place of the new norms,
+               relative to the largest value of the tensor that it is in; None where it was not checked
+    images     samples of the input
+    ways       of calling that were compared, the base first
+    sites      converted norms that these calls reached, of how many
+    precision  in which both were run
+    unfolded   sites whose folding was taken back, and refused: sites that were refused, each since it broke the network
+    problem    why it was not checked, or None
+    """
+
+    error: float | None = None
+    images: int = 0
+    ways: tuple[str, ...] = ()
+    sites: tuple[int, int] = (0, 0)
+    precision: str = "float64"
+    unfolded: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return f"not checked: {self.problem}"
+        ways = f", {len(self.ways)} ways of calling" if len(self.ways) > 1 else ""
+        text = f"exact to {self.error:.0e} on {self.images} image{'s' if self.images != 1 else ''}{ways}"
+        if self.precision != "float64":
+            text += f" (in {self.precision})"
+        reached, of = self.sites
+        if reached < of:
+            text += f"; {of - reached} of {of} converted norms were not reached"
+        for what, names in (("not folded after all", self.unfolded), ("refused after all", self.refused)):
+            if names:
+                text += f"; {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+        return text
+
+
+@dataclass
+class _Run:
+    """What one network did in one call: a weighted sum over each norm's input channels, call by call; its outputs."""
+
+    norms: list[tuple[str, Tensor]]
+    outputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Way:
+    how: str
+    call: Call
+
+
+Made = tuple[Sequence[Decision], Check]
+
+
+def check(model: nn.Module, decisions: Sequence[Decision], followed: Followed) -> Made:
+    """Prove ``decisions`` on ``model``, which is left as it is: the decisions that hold, and the proof's record."""
+    converted = [d for d in decisions if d.status == "converted" and not d.site.functional and d.whitening != "none"]
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(t.is_meta for t in tensors):
+        return decisions, Check(problem="the weights are on the meta device")
+    if followed.call is None:
+        return decisions, Check(problem="no input is known, pass example_inputs (--input-shape)")
+    prover = _Prover(model, converted, [d.name for d in decisions if not d.site.functional])
+    problem = prover.prepare(followed)
+    if problem is not None:
+        return decisions, Check(problem=problem)
+    made = {d.name: d for d in prover.prove()}
+    return [made.get(d.name, d) for d in decisions], prover.record(list(made.values()))
+
+
+class _Prover:
+    def __init__(self, model: nn.Module, decisions: Sequence[Decision], norms: Sequence[str]) -> None:
+        self.model, self.decisions, self.norms = model, {d.name: d for d in decisions}, norms
+        self.modules = dict(model.named_modules())
+        self.ways: list[_Way] = []
+        self.reference: list[_Run] = []
+        self.whitenings: dict[str, Affine] = {}
+        self.wide = True
+        self.error, self.trials = 0.0, 0
+        self.problem: str | None = None
+        self.unfolded: list[str] = []
+        self.refused: list[str] = []
+
+    # The original.
+
+    def prepare(self, followed: Followed) -> str | None:
+        """Run the original; why that cannot be done, or None."""
+        problem = "the model could not be run"
+        for call in _small(followed, self.model):
+            for wide in (True, False):
+                self.wide = wide
+                try:
+                    self.reference = [self._run(shadow_of(self.model), call)]
+                except Exception as error:  # a foreign forward may raise anything
+                    problem = f"the model could not be run ({one_line(error)})"
+                    continue
+                if not self.reference[0].outputs and not self.reference[0].norms:
+                    return "the model returns no tensor, and no norm was reached"
+                self.ways = [_Way("eval mode", call)]
+                self._add_ways(followed, call)
+                for name, decision in self.decisions.items():
+                    if folds(decision):
+                        self.whitenings[name] = _random_whitening(
+                            self.modules[str(decision.site.producer)], self.modules[name]
+                        )
+                return None
+        return problem
+
+    def _add_ways(self, followed: Followed, base: Call) -> None:
+        for how, kwargs, training in followed.ways:
+            if training:
+                continue
+            call = base.with_kwargs(**_fitting(kwargs, followed.call, base))
+            try:
+                self.reference.append(self._run(shadow_of(self.model), call))
+            except Exception:  # the small input does not suit this way: it stays unchecked, and uncounted
+                continue
+            self.ways.append(_Way(how, call))
+
+    # The converted network, some of it taken back.
+
+    def prove(self) -> list[Decision]:
+        """The decisions that hold."""
+        decisions = list(self.decisions.values())
+        self.problem = self._difference(decisions)
+        if self.problem is None:
+            return decisions
+        decisions = self._refuse_unreached(decisions)
+        without = [without_fold(d, "") if folds(d) else d for d in decisions]
+        if self._difference(without) is not None:
+            guilty = self._culprits(without, lambda left: left)
+            decisions = [
+                refused(d, f"replacing it changes the network: {guilty[d.name]}") if d.name in guilty else d
+                for d in decisions
+            ]
+            self.refused += guilty
+        taken = {d.name for d in decisions if folds(d)}
+        guilty = self._culprits(
+            [d for d in decisions if folds(d)],
+            lambda left: [
+                d if not folds(d) or d in left else without_fold(d, "") for d in decisions if d.status == "converted"
+            ],
+        )
+        self.unfolded += [name for name in guilty if name in taken]
+        decisions = [
+            without_fold(d, f"folding into {d.site.producer} changes the network: {guilty[d.name]}")
+            if d.name in guilty
+            else d
+            for d in decisions
+        ]
+        self.problem = self._difference(decisions)
+        return decisions
+
+    def _refuse_unreached(self, decisions: list[Decision]) -> list[Decision]:
+        """Refuse norms that the original calls and that, replaced, are not called."""
+        try:
+            runs = [self._run(self._replaced(decisions), way.call) for way in self.ways]
+        except Exception:  # then bisection finds who is to blame
+            return decisions
+        before = {name for run in self.reference for name, _ in run.norms}
+        after = {name for run in runs for name, _ in run.norms}
+        why = "the forward reaches it past the module tree (a plain list, a closure), so replacing it has no effect"
+        self.refused += [d.name for d in decisions if d.name in before - after]
+        return [refused(d, why) if d.name in before - after else d for d in decisions]
+
+    def _culprits(self, suspects: list[Decision], rest: Callable[[list[Decision]], list[Decision]]) -> dict[str, str]:
+        """The fewest suspects without which the others do no harm, by bisection, each with what it did."""
+        left, found = list(suspects), {}
+        while left and (why := self._difference(rest(left))) is not None:
+            if self.trials > MAX_TRIALS:
+                found.update(dict.fromkeys([d.name for d in left], f"{why} (one of these sites does)"))
+                break
+            low, high = 0, len(left)  # the first `low` do no harm, the first `high` do
+            while high - low > 1:
+                middle = (low + high) // 2
+                again = self._difference(rest(left[:middle]))
+                low, high, why = (middle, high, why) if again is None else (low, middle, again)
+            found[left.pop(high - 1).name] = why
+        return found
+
+    def _difference(self, decisions: list[Decision]) -> str | None:
+        """What differs once ``decisions`` are carried out, in words; None where nothing does."""
+        self.trials += 1
+        worst = 0.0
+        for way, reference in zip(self.ways, self.reference, strict=True):
+            try:
+                run = self._run(self._replaced(decisions), way.call)
+            except Exception as error:
+                return f"{one_line(error)} in {way.how}"
+            found = self._compare(reference, run, {d.name for d in decisions if folds(d)})
+            if isinstance(found, str):
+                return f"{found} in {way.how}"
+            worst = max(worst, found)
+        self.error = worst
+        return None
+
+    def _compare(self, before: _Run, after: _Run, folded: set[str]) -> float | str:
+        """The largest relative difference, or what differs by more than rounding."""
+        tolerance = TOLERANCE[torch.float64 if self.wide else torch.float32]
+        if [name for name, _ in before.norms] != [name for name, _ in after.norms]:
+            return "the norms are not called as before"
+        pairs = []
+        for (name, seen), (_, now) in zip(before.norms, after.norms, strict=True):
+            if name in folded:
+                white = self.whitenings[name]
+                now = (now - white.shift.to(now)) / white.scale.to(now)
+            pairs.append((f"the input of {name}", seen, now))
+        if [tuple(t.shape) for t in before.outputs] != [tuple(t.shape) for t in after.outputs]:
+            return "the outputs have other shapes"
+        pairs += [("the output", a, b) for a, b in zip(before.outputs, after.outputs, strict=True)]
+        worst = 0.0
+        for what, a, b in pairs:
+            difference = _relative(a, b)
+            if not difference <= tolerance:
+                return f"{what} differs by {difference:.0e}"
+            worst = max(worst, difference)
+        return worst
+
+    def _replaced(self, decisions: Sequence[Decision]) -> nn.Module:
+        """A shadow of the model with fixed affines in place of the converted norms, and random whitenings folded."""
+        shadow = shadow_of(self.model)
+        modules = dict(shadow.named_modules())
+        replacements: dict[nn.Module, nn.Module] = {}
+        with torch.no_grad():
+            for decision in decisions:
+                if decision.status != "converted":
+                    continue
+                reading = sources.read(self.modules[decision.name])
+                fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
+                if folds(decision):
+                    white = self.whitenings[decision.name]
+                    _whiten_(modules[str(decision.site.producer)], white)
+                    fixed = Affine(fixed.scale / white.scale, fixed.shift - fixed.scale * white.shift / white.scale)
+                replacements[modules[decision.name]] = _Fixed(fixed, reading)
+        replace_modules_(shadow, replacements)
+        return shadow.eval()
+
+    def _run(self, shadow: nn.Module, call: Call) -> _Run:
+        run = _Run([], [])
+        modules = dict(shadow.named_modules())
+        for name in self.norms:
+            modules[name].forward = _noted(name, modules[name].forward, run)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            call = call.map(lambda t: t.double() if self.wide and t.is_floating_point() else t.clone())
+            with Float64() if self.wide else nullcontext():
+                output = call(shadow)
+            run.outputs = [t.detach() for t in tensors_in(output) if t.numel()]
+        return run
+
+    def record(self, decisions: Sequence[Decision]) -> Check:
+        """The proof, after ``prove``."""
+        if self.problem is not None:
+            return Check(problem=f"the model gives other outputs each time it is called ({self.problem})")
+        converted = {d.name for d in decisions if d.status == "converted"}
+        reached = converted & {name for run in self.reference for name, _ in run.norms}
+        return Check(
+            error=self.error,
+            images=_samples(self.ways[0].call),
+            ways=tuple(way.how for way in self.ways),
+            sites=(len(reached), len(converted)),
+            precision="float64" if self.wide else "its own precision",
+            unfolded=tuple(self.unfolded),
+            refused=tuple(self.refused),
+        )
+
+
+class _Fixed(nn.Module):
+    """A batch norm in eval mode, in float64: ``act(drop(scale * x + shift))``."""
+
+    def __init__(self, affine: Affine, reading: sources.BatchNormReading) -> None:
+        super().__init__()
+        self.affine = affine
+        self.num_features, self.eps = reading.channels, reading.eps
+        self.drop, self.act = reading.drop, reading.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of shape (N, C, *) to the same shape."""
+        scale, shift = (per_channel(v.to(x.device), x) for v in (self.affine.scale, self.affine.shift))
+        y = (x * scale + shift).to(x.dtype)
+        for part in (self.drop, self.act):
+            y = part(y) if part is not None else y
+        return y
+
+
+def folds(decision: Decision) -> bool:
+    """Whether the producer is to absorb something."""
+    return decision.status == "converted" and (decision.whitening == "fold" or decision.target == "fold")
+
+
+def _random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:
+    """Signs and powers of two, about as large as the norm's own whitening; shifts of about one standard deviation."""
+    channels = out_channels(producer)
+    generator = torch.Generator().manual_seed(channels)
+    device = sources.read(norm).reference.device
+    sign = torch.randint(0, 2, (channels,), generator=generator) * 2.0 - 1.0
+    power = torch.randint(-1, 2, (channels,), generator=generator)
+    scale = sign.double() * torch.pow(2.0, power.double())
+    shift = torch.randn(channels, generator=generator, dtype=torch.float64)
+    return Affine(scale.to(device), shift.to(device))
+
+
+def _whiten_(producer: nn.Module, white: Affine) -> None:
+    """Put ``white`` behind a layer of the shadow. Its parameters are the model's: exchanged, not changed."""
+    weight = producer.weight
+    assert isinstance(weight, Tensor)
+    bias = producer.bias.double() if isinstance(producer.bias, Tensor) else weight.new_zeros(len(white.scale)).double()
+    producer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    producer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    scale_rows_(producer, white.scale.to(weight.device), white.shift.to(weight.device))
+
+
+def _noted(name: str, forward: Callable[..., Any], run: _Run) -> Callable[..., Any]:
+    """A norm's ``forward`` that notes each call, by a weighted sum over its input, channel by channel."""
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        x = next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None)
+        if x is not None and x.ndim > 1:
+            run.norms.append((name, _weighted_sums(x)))
+        return forward(*args, **kwargs)
+
+    return noting
+
+
+def _weighted_sums(x: Tensor) -> Tensor:
+    """For each channel, a sum over samples and positions with fixed irregular weights that add up to 1: (C,).
+
+    It commutes with an affine map of the channel, and what differs anywhere differs in it.
+    """
+    flat = x.detach().transpose(0, 1).reshape(x.shape[1], -1).double()
+    weights = torch.frac(torch.arange(1, flat.shape[1] + 1, dtype=torch.float64, device=x.device) * 0.6180339887498949)
+    return flat @ ((weights + 0.5) / (weights + 0.5).sum())
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value; values that are not finite must be the same."""
+    a, b = a.detach(), b.detach()
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b) else math.inf
+    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return math.inf
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+
+
+def _small(followed: Followed, model: nn.Module) -> Iterator[Call]:
+    """Small inputs, of which the first that the model takes is used: the owner's example, or random numbers."""
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    if followed.example is not None:
+        example = followed.example
+        tensor = example.tensor
+        if tensor is not None and not tensor.is_meta and len(tensor) > IMAGES:
+            yield Call((tensor[:IMAGES],), {}) if example.args else example.map(lambda t: t[:IMAGES])
+        yield example.map(lambda t: filled(t, device))
+        return
+    assert followed.call is not None
+    shape = followed.call.shape
+    if shape is not None and len(shape) > 2:
+        side = min(SIDE, max(shape[2:])) if len(shape) < 5 else min(SIDE // 4, max(shape[2:]))
+        small = (IMAGES, shape[1], *[min(side, extent) for extent in shape[2:]])
+        yield followed.call.map(lambda t: filled(t.new_empty(small), device))
+    yield followed.call.map(lambda t: filled(t, device))
+
+
+def _fitting(kwargs: dict[str, Any], ghost: Call | None, call: Call) -> dict[str, Any]:
+    """Tensors among the arguments of a way, which were made for ``ghost``, in the size of ``call``."""
+    old = next((t for t in tensors_in([ghost.args, dict(ghost.kwargs)])), None) if ghost is not None else None
+    new = next((t for t in tensors_in([call.args, dict(call.kwargs)])), None)
+    if old is None or new is None:
+        return kwargs
+    sizes = dict(zip(old.shape[2:], new.shape[2:], strict=False))
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        rest = [sizes.get(s, s) for s in value.shape[1:]]
+        return torch.ones((new.shape[0], *rest), dtype=value.dtype, device=new.device)
+
+    return {key: fit(value) for key, value in kwargs.items()}
+
+
+def _samples(call: Call) -> int:
+    first = next((t for t in tensors_in([call.args, dict(call.kwargs)])), None)
+    return len(first) if first is not None and first.ndim else 0
