@@ -13,6 +13,8 @@ from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, phases, print_json, print_table, program, say, status
 
+PROBE_IMAGES = 64
+
 if TYPE_CHECKING:
     from normsurgeon.surgery.planning import ConversionPlan
 
@@ -76,6 +78,22 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Unlabelled images to measure on what is left of the function, instead of synthetic ones: 64 of them.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Prove that nothing but the new norms' own statistics changes what the network computes.",
+        ),
+    ] = True,
+    input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
@@ -98,6 +116,7 @@ def convert(
     if steps is not None and reconstruct is None:
         raise UsageError(f"--steps {steps} says how long to reconstruct: add --reconstruct DATA, or leave it out")
     wanted_groups = _groups(groups)
+    example = options.example_inputs(input_shape)
     overrides = [_pair(text) for text in set_ or []]
     from normsurgeon.norms.names import check_target
 
@@ -106,7 +125,7 @@ def convert(
         import normsurgeon.weights as files
 
         files.check_writable(output)
-    for data in dict.fromkeys(filter(None, (calibrate, reconstruct))):
+    for data in dict.fromkeys(filter(None, (calibrate, reconstruct, probe))):
         _look_for(data)
     import normsurgeon as ns
 
@@ -122,15 +141,21 @@ def convert(
             set=overrides,
             # Random weights compute nothing worth following closely.
             balance=balance and not random_init,
+            example_inputs=example,
         )
     for note in plan.notes:
         say(note)
     written = None
+    proofs: dict[str, Any] = {}
     events: list[dict[str, Any]] = []
     if not dry_run:
         followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
-            result = ns.convert(network, plan) if followed else ns.convert_(network, plan)
+            images = _images(probe, network) if probe is not None else None
+            carry_out = ns.convert if followed else ns.convert_
+            result = carry_out(network, plan, check=check, verdict=not random_init, probe=images)
+        plan = result.plan
+        proofs = {name: getattr(result, name) for name in ("check", "verdict")}
         where = options.device_or_default(device)
         if calibrate is not None:
             with phases("calibrating") as advance:
@@ -148,9 +173,13 @@ def convert(
                 written = ns.save(result, output, say=say)
     if json:
         document = plan.to_dict()
+        document.update((name, proof.to_dict() if proof is not None else None) for name, proof in proofs.items())
         print_json({**document, "output": str(written) if written else None, "dry_run": dry_run, "history": events})
         return
     _show(plan, each_site=dry_run)
+    for name, proof in proofs.items():
+        if proof is not None:
+            out().print(f"{name}: {proof}", markup=False, soft_wrap=True)
     for event in events:
         out().print(_told(event), markup=False, soft_wrap=True)
     if written is not None:
@@ -170,6 +199,16 @@ def _look_for(data: str) -> None:
     with explained_imports():
         from normsurgeon.training.feeding import open_split
     open_split(data, None, training=True)
+
+
+def _images(data: str, network: Any) -> Any:
+    """64 images, spread evenly over the data, as the network takes them."""
+    import torch
+
+    from normsurgeon.views import open_views
+
+    views = open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False)
+    return torch.cat([images[0] for images, _ in views])
 
 
 def _told(event: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ def inspect(
     weights: options.Weights = None,
     # What it does anyway: taken, since the other commands have taught people to say it.
     random_init: Annotated[bool, typer.Option("--random-init", hidden=True)] = False,
+    input_shape: options.InputShape = None,
     json: options.Json = False,
 ) -> None:
     """List every norm layer of MODEL: its class, what feeds it, and whether that can absorb the whitening.
@@ -23,7 +24,9 @@ def inspect(
     """
     import normsurgeon as ns
 
-    inventory = ns.inspect(options.load(model, weights, random_init=weights is None), name=model)
+    example = options.example_inputs(input_shape)
+    network = options.load(model, weights, random_init=weights is None)
+    inventory = ns.inspect(network, name=model, example_inputs=example)
     if json:
         print_json(inventory.to_dict())
         return

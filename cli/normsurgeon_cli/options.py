@@ -38,6 +38,15 @@ MaxImages = Annotated[
     int | None,
     typer.Option(min=1, help="Only so many, spread evenly over the data. Default: all.", show_default=False),
 ]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="N,C,H,W",
+        help="Shape of the network's input, with the batch, where its first layer does not tell: 2,1,28,28.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 
 
@@ -68,6 +77,18 @@ def load(model: str, weights: Path | None = None, random_init: bool = False) -> 
 
             torch.manual_seed(from_first(torch.seed()))  # the same network in every process
         return ns.load(model, weights=weights, pretrained=not random_init, say=say)
+
+
+def example_inputs(shape: str | None) -> Any:
+    """A tensor of the shape that a text like ``2,3,224,224`` names, without memory; None for None."""
+    if shape is None:
+        return None
+    sizes = shape.replace("x", ",").split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise UsageError(f"--input-shape takes numbers with commas between, as in 2,3,224,224, not {shape!r}")
+    import torch
+
+    return torch.empty([int(size) for size in sizes], device="meta")
 
 
 def device_or_default(device: str | None) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from normsurgeon.graph.inputs import Call, guesses
 from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
-from normsurgeon.graph.skeleton import HOOKS, shadow_of
+from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in
 
 MAX_ALTERNATIVES = 16
 """Ways of calling beside the base that are tried."""
@@ -34,7 +34,7 @@ class Followed:
 
     records      the base first; empty where no call succeeded
     call         the base call, with tensors of the shapes that were accepted, on the meta device; None without one
-    example      the call that the model's owner gave, as it is, or None
+    example      the call that the model's owner gave, where it holds values and not shapes alone
     ways         of calling that were followed, beside the base: keyword arguments, and whether in training mode
     unfollowed   the others, each with the reason
     problem      why there is no record, or None
@@ -68,7 +68,8 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
 
     example  what to call it with; default: guesses from its layers
     """
-    followed = Followed(example=example)
+    has_values = example is not None and not any(t.is_meta for t in tensors_in([example.args, dict(example.kwargs)]))
+    followed = Followed(example=example if has_values else None)
     hooked = _hooked(model)
     real = not any(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
     for call in [example] if example is not None else guesses(model):

@@ -25,7 +25,7 @@ from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
-from normsurgeon.surgery.verdict import Verdict
+from normsurgeon.surgery.verdict import StandIn, Verdict
 
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
 """The settings of a plan, as they are when nothing is asked for."""
@@ -162,6 +162,7 @@ class _Prepared:
     """All that is found out before anything is changed."""
 
     plan: ConversionPlan
+    followed: Followed = field(default_factory=Followed)
     probes: dict[str, FeatureProbe] = field(default_factory=dict)
     check: Check | None = None
     reference: verdicts.Reference | None = None
@@ -182,7 +183,7 @@ def _prepare(
     reference = None
     if judged and not any(p.is_meta for p in model.parameters()):
         reference = verdicts.reference(model, followed, as_call(probe) if probe is not None else None)
-    return _Prepared(plan, probes, proof, reference)
+    return _Prepared(plan, followed, probes, proof, reference)
 
 
 def _carry_out(
@@ -191,7 +192,7 @@ def _carry_out(
     plan = prepared.plan
     modules = dict(model.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
-    fixed: dict[str, whitening.Affine] = {}
+    stand_ins: dict[str, StandIn] = {}
     touched: list[nn.Parameter] = []
     gained: dict[nn.Parameter, nn.Parameter] = {}
     with torch.no_grad():
@@ -203,8 +204,8 @@ def _carry_out(
             had_bias = producer is not None and producer.bias is not None
             new = _converted(old, decision, producer, values, prepared.probes.get(decision.name))
             replacements[old] = new.layer
-            if new.fixed is not None:
-                fixed[decision.name] = new.fixed
+            if new.stand_in is not None:
+                stand_ins[decision.name] = new.stand_in
             if producer is not None:
                 touched.extend(producer.parameters(recurse=False))
                 if not had_bias:
@@ -212,7 +213,7 @@ def _carry_out(
     replace_modules_(model, replacements, optimizer, touched=touched, gained=gained)
     verdict = None
     if prepared.reference is not None:
-        verdict = verdicts.judge(prepared.reference, model, fixed)
+        verdict = verdicts.judge(prepared.reference, model, stand_ins, prepared.followed)
     if plan.request.as_graph:
         model = _as_graph(model, plan, tuple({type(new) for new in replacements.values()}))
     return Conversion(model, plan, optimizer=optimizer, check=prepared.check, verdict=verdict)
@@ -277,10 +278,10 @@ def _probes(model: nn.Module, plan: ConversionPlan, followed: Followed) -> dict[
 
 @dataclass
 class _New:
-    """A new layer, and the affine map of its input that it stands in for; None where it is one, or nobody knows it."""
+    """A new layer, and what it stands in for; None where it is that, or nobody knows it."""
 
     layer: nn.Module
-    fixed: whitening.Affine | None = None
+    stand_in: StandIn | None = None
 
 
 def _converted(
@@ -295,15 +296,15 @@ def _converted(
     Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
     """
     reading = sources.read(old)
-    fixed = None
+    stand_in = None
     if values and not reading.reference.is_meta:
-        affine, eps, fixed = _solved(reading, decision, producer, probe)
+        affine, eps, stand_in = _solved(reading, decision, producer, probe)
     else:
         affine, eps = None, reading.eps if decision.eps is None else decision.eps
         if producer is not None:
             whitening.give_bias_(producer)
     rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
-    return _New(_built(reading, decision, eps, affine, rank), fixed)
+    return _New(_built(reading, decision, eps, affine, rank), stand_in)
 
 
 def _solved(
@@ -311,8 +312,8 @@ def _solved(
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
-) -> tuple[whitening.Affine, float, whitening.Affine | None]:
-    """The new layer's weight and bias, its eps, and the map that it stands in for; the rest goes into the producer."""
+) -> tuple[whitening.Affine, float, StandIn | None]:
+    """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
     gamma_beta = whitening.gamma_beta(reading)
     if decision.whitening == "none":
         return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
@@ -333,7 +334,7 @@ def _solved(
         whitening.fold_(producer, white)
         moments = white.after(moments)
     affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
-    return affine, eps, wanted
+    return affine, eps, StandIn(wanted, moments)
 
 
 def _built(
