@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon.graph.inputs import Call
 from normsurgeon.norms.catalogue import TARGETS
 from normsurgeon.surgery.balancing import balance, cancelling_signs
 from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_images
+
+
+def shaped_like(*shape: int, images: int = 64) -> list[Call]:
+    return [Call((synthetic_images(images, shape[1], shape[2:]),))]
 
 
 def objective(signs_C: torch.Tensor, means_CN: torch.Tensor) -> float:
@@ -77,7 +82,7 @@ def test_probing_leaves_the_model_and_its_hooks_alone(convnet):
     calls = []
     convnet.bn1.register_forward_hook(lambda *a: calls.append(a))
     before = {k: v.clone() for k, v in convnet.state_dict().items()}
-    found = probe_features(convnet.train(), ["bn1", "bn3"], (2, 3, 64, 64), images=8)
+    found = probe_features(convnet.train(), ["bn1", "bn3"], shaped_like(2, 3, 64, 64, images=8))
     assert sorted(found) == ["bn1", "bn3"]
     assert found["bn1"].means_NC.shape == (8, 32)
     assert not calls
@@ -89,7 +94,7 @@ def test_a_probe_is_what_batch_statistics_say(convnet):
     x = synthetic_images(8, 3, (64, 64))
     y = convnet.conv1(x).double()
     xhat = (y - y.mean((0, 2, 3), True)) / torch.sqrt(y.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5)
-    found = probe_features(convnet, ["bn1"], (2, 3, 64, 64), images=8)["bn1"]
+    found = probe_features(convnet, ["bn1"], shaped_like(2, 3, 64, 64, images=8))["bn1"]
     torch.testing.assert_close(found.means_NC.double(), xhat.mean((2, 3)), rtol=1e-4, atol=1e-5)
     kurtosis = xhat.pow(4).mean((0, 2, 3)) / xhat.square().mean((0, 2, 3)).square() - 3
     torch.testing.assert_close(found.kurtosis_C.double(), kurtosis, rtol=1e-3, atol=1e-3)
@@ -103,7 +108,7 @@ def test_a_network_that_refuses_the_images_is_converted_without_balancing():
             return super().forward(x)
 
     model = randomise_(Picky()).eval()
-    assert probe_features(model, ["bn1"], (2, 3, 64, 64)) == {}
+    assert probe_features(model, ["bn1"], shaped_like(2, 3, 64, 64)) == {}
     plain = ns.convert(model, to="gn", balance=False).model.state_dict()
     balanced = ns.convert(model, to="gn").model.state_dict()
     assert all(torch.equal(plain[key], balanced[key]) for key in plain)

@@ -65,7 +65,7 @@ def test_every_source_converts_to_affine_exactly(source, between):
     model = randomise_(network(make(), dims, between)).double().eval()
     x = torch.randn(2, 3, *[9] * dims, dtype=torch.float64)
     expected = model(x)
-    result = ns.convert(model, to="affine", example_input=x)
+    result = ns.convert(model, to="affine", example_inputs=x)
     assert result.counts == {"converted": 1, "kept": 0, "refused": 0}
     assert not any(is_batch_norm(module) for module in result.model.modules())
     torch.testing.assert_close(result.model(x), expected, rtol=1e-12, atol=1e-12)
@@ -76,7 +76,7 @@ def test_every_source_converts_to_affine_exactly(source, between):
 def test_every_source_converts_to_every_target(source, target):
     make, dims = SOURCES[source]
     x = torch.randn(2, 3, *[9] * dims)
-    result = ns.convert(randomise_(network(make(), dims)).eval(), to=target, example_input=x)
+    result = ns.convert(randomise_(network(make(), dims)).eval(), to=target, example_inputs=x)
     assert result.counts["converted"] == 1
     assert result.model(x).shape == (2, 8, *[9] * dims)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from normsurgeon.graph.inputs import Call, guesses
 from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
-from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in
+from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
 
 MAX_ALTERNATIVES = 16
 """Ways of calling beside the base that are tried."""
@@ -71,7 +71,7 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
     has_values = example is not None and not any(t.is_meta for t in tensors_in([example.args, dict(example.kwargs)]))
     followed = Followed(example=example if has_values else None)
     hooked = _hooked(model)
-    real = not any(t.is_meta for t in itertools.chain(model.parameters(), model.buffers()))
+    real = why_valueless(model) is None
     for call in [example] if example is not None else guesses(model):
         begin = time.perf_counter()
         runs = [_on_skeleton(skeleton, hooked)] + ([_on_shadow(model, hooked)] if real else [])

@@ -161,4 +161,6 @@ def _in_words(producer: Producer, how: str) -> Producer:
 
 def _identities(tensor: Tensor) -> list[object]:
     """What two parameters have in common if they are one: the object, or the memory."""
-    return [id(tensor)] if tensor.is_meta or not tensor.numel() else [id(tensor), ("at", tensor.data_ptr())]
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or not tensor.numel():
+        return [id(tensor)]
+    return [id(tensor), ("at", tensor.data_ptr())]

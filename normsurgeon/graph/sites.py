@@ -158,7 +158,7 @@ def _facts(finder: ProducerFinder, name: str, module: nn.Module) -> dict[str, An
         "trainable": any(t.requires_grad for t in tensors),
         "activation": None if activation == "Identity" else activation,
         "unreadable": unreadable,
-        "overflows": unreadable is None and getattr(sources, "overflows", lambda reading: False)(reading),
+        "overflows": unreadable is None and sources.overflows(reading),
     }
 
 

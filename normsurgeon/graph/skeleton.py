@@ -39,7 +39,23 @@ def shadow_of(model: nn.Module) -> nn.Module:
 
     :raises TracingError: when the modules themselves cannot be copied.
     """
-    return _copy_around(model, lambda tensor: tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone())
+
+    def replaced(tensor: Tensor) -> Tensor:
+        if nn.parameter.is_lazy(tensor):
+            return _ghost(tensor)  # a forward pass would make the model's own
+        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+    return _copy_around(model, replaced)
+
+
+def why_valueless(model: nn.Module) -> str | None:
+    """Why a model cannot be run for its values: on the meta device it has none, nor before a lazy layer's first call."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            return "it has lazy layers: run it once on an example first"
+        if tensor.is_meta:
+            return "its weights are on the meta device"
+    return None
 
 
 def _copy_around(model: nn.Module, replaced: Any) -> nn.Module:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from normsurgeon.graph.following import Followed, filled, one_line
 from normsurgeon.graph.inputs import Call
 from normsurgeon.graph.linearity import out_channels, scale_rows_
-from normsurgeon.graph.skeleton import shadow_of, tensors_in
+from normsurgeon.graph.skeleton import shadow_of, tensors_in, why_valueless
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery import whitening
@@ -103,9 +103,8 @@ Made = tuple[Sequence[Decision], Check]
 def check(model: nn.Module, decisions: Sequence[Decision], followed: Followed) -> Made:
     """Prove ``decisions`` on ``model``, which is left as it is: the decisions that hold, and the proof's record."""
     converted = [d for d in decisions if d.status == "converted" and not d.site.functional and d.whitening != "none"]
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(t.is_meta for t in tensors):
-        return decisions, Check(problem="the weights are on the meta device")
+    if (why := why_valueless(model)) is not None:
+        return decisions, Check(problem=why)
     if followed.call is None:
         return decisions, Check(problem="no input is known, pass example_inputs (--input-shape)")
     prover = _Prover(model, converted, [d.name for d in decisions if not d.site.functional])
@@ -408,7 +407,7 @@ def _small(followed: Followed, model: nn.Module) -> Iterator[Call]:
     assert followed.call is not None
     shape = followed.call.shape
     if shape is not None and len(shape) > 2:
-        side = min(SIDE, max(shape[2:])) if len(shape) < 5 else min(SIDE // 4, max(shape[2:]))
+        side = round(SIDE ** (2 / (len(shape) - 2)))
         small = (IMAGES, shape[1], *[min(side, extent) for extent in shape[2:]])
         yield followed.call.map(lambda t: filled(t.new_empty(small), device))
     yield followed.call.map(lambda t: filled(t, device))

@@ -8,8 +8,8 @@ discs), each batch norm using the batch's own statistics; no real data is involv
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.graph.skeleton import HOOKS
+from normsurgeon.graph.following import Followed, filled
+from normsurgeon.graph.inputs import Call
+from normsurgeon.graph.skeleton import shadow_of
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
+
+IMAGES, SIDE = 64, 64
+"""Synthetic images for balancing, and how large they are where the network takes any size."""
 
 CHUNK = 2**19
 """Values that are squared at a time: 2 MiB, which the caches hold."""
@@ -37,78 +42,98 @@ class FeatureProbe:
     kurtosis_C: Tensor
 
 
-def probe_features(
-    model: nn.Module, names: Sequence[str], input_shape: tuple[int, ...], images: int = 64, side: int = 64
-) -> dict[str, FeatureProbe]:
-    """Run synthetic images through ``model``, which is left alone, and describe the input of the named batch norms.
+def probe_features(model: nn.Module, names: Sequence[str], calls: Iterable[Call]) -> dict[str, FeatureProbe]:
+    """Run the first of ``calls`` that ``model`` takes, and describe the input of the named batch norms.
 
-    ``input_shape`` (N, channels, H, W) is what the model accepts; smaller images are tried first. Empty for a model
-    that takes no images or refuses these.
+    The model is left alone. Empty for one that refuses all of them; without the norms that its call does not reach.
     """
-    if len(input_shape) != 4:
-        return {}
-    shadow = _shadow_of(model)
-    channels, full = input_shape[1], (input_shape[2], input_shape[3])
-    # Networks of a fixed input size refuse small images; fewer at full size then cost about the same.
-    fewer = max(8, images * side * side // (full[0] * full[1]))
-    for count, size in ((images, (min(side, full[0]), min(side, full[1]))), (fewer, full)):
+    shadow = shadow_of(model)
+    for call in calls:
         try:
-            with _probes(shadow, names) as found, torch.no_grad():
-                reference = next(shadow.parameters())
-                x = synthetic_images(count, channels, size).to(reference.device, reference.dtype)
-                shadow(x)
+            with _probes(shadow, names) as found, torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                call(shadow)
             return dict(found)
         except Exception:  # a foreign forward may refuse an image in any way; then there is nothing to learn here
             continue
     return {}
 
 
-def synthetic_images(count: int, channels: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Images (count, channels, H, W) with the statistics that natural ones share: 1/f spectra, edges, and colour
+def synthetic_calls(
+    model: nn.Module, followed: Followed, count: int = IMAGES, side: int = SIDE
+) -> Iterator[tuple[Call, str]]:
+    """Inputs that are made up, as the model takes them, and what to call them; the cheapest first.
+
+    Images (signals, volumes) of the extent that ``side`` pixels squared have; then fewer at the model's own size, which
+    cost about the same. Of a model that takes something else, its owner's example, or normal numbers.
+    """
+    tensor = next(model.parameters(), None)
+    device = tensor.device if tensor is not None else torch.device("cpu")
+    shape = followed.call.shape if followed.call is not None else None
+    if followed.call is not None and shape is not None and len(shape) > 2:
+        full = tuple(shape[2:])
+        small = tuple(min(round(side ** (2 / len(full))), extent) for extent in full)
+        fewer = min(count, max(4, count // 8, round(count * side**2 / math.prod(full))))
+        for number, size in ((count, small), (fewer, full)):
+            images = synthetic_images(number, shape[1], size)
+            yield followed.call.map(lambda t, images=images: images.to(device, t.dtype)), "synthetic images"
+    elif followed.example is not None:
+        yield followed.example.map(lambda t: filled(t, device)), "example inputs"
+    elif followed.call is not None:
+        if shape is not None and len(shape) > 1:
+            several = (count, *shape[1:])
+            yield followed.call.map(lambda t: filled(t.new_empty(several), device)), "random inputs"
+        yield followed.call.map(lambda t: filled(t, device)), "random inputs"
+
+
+def synthetic_images(count: int, channels: int, size: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Images (count, channels, *size) with the statistics that natural ones share: 1/f spectra, edges, and colour
     channels that mostly agree. Zero mean, unit variance over all; always the same for a seed.
 
-    The 1/f law is Field's (J. Opt. Soc. Am. A, 1987); the discs are a small dead-leaves model (Lee, Mumford & Huang,
-    IJCV 2001).
+    ``size`` has one extent for signals, two for images, three for volumes. The 1/f law is Field's (J. Opt. Soc. Am. A,
+    1987); the discs (plateaus, balls) are a small dead-leaves model (Lee, Mumford & Huang, IJCV 2001).
     """
     generator = torch.Generator().manual_seed(seed)
-    height, width = size
-    slopes = 0.8 + 0.8 * torch.rand(count, 1, 1, 1, generator=generator)
-    frequency = torch.sqrt(torch.fft.fftfreq(height)[:, None].square() + torch.fft.rfftfreq(width)[None].square())
-    frequency[0, 0] = 1 / max(height, width)
-    noise = torch.randn(count, channels, height, width, generator=generator)
-    field = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**slopes, s=(height, width))
-    field = field / field.std((2, 3), keepdim=True).clamp_min(1e-6)
-    leaves = _discs(count, channels, height, width, generator)
-    share = torch.rand(count, 1, 1, 1, generator=generator)
+    ones = [1] * len(size)
+    axes = tuple(range(2, 2 + len(size)))
+    slopes = 0.8 + 0.8 * torch.rand(count, 1, *ones, generator=generator)
+    frequency = torch.sqrt(sum(_along(axis, len(size), f).square() for axis, f in enumerate(_frequencies(size))))  # type: ignore[arg-type]
+    frequency[(0,) * len(size)] = 1 / max(size)
+    noise = torch.randn(count, channels, *size, generator=generator)
+    field = torch.fft.irfftn(torch.fft.rfftn(noise, dim=axes) / frequency**slopes, s=size, dim=axes)
+    field = field / field.std(axes, keepdim=True).clamp_min(1e-6)
+    leaves = _discs(count, channels, size, generator)
+    share = torch.rand(count, 1, *ones, generator=generator)
     images = share * field + (1 - share) * leaves
     images = 0.85 * images.mean(1, keepdim=True) + 0.5 * images  # colours mostly agree
-    contrast = 0.3 + torch.rand(count, 1, 1, 1, generator=generator)
-    brightness = 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
+    contrast = 0.3 + torch.rand(count, 1, *ones, generator=generator)
+    brightness = 0.5 * torch.randn(count, 1, *ones, generator=generator)
     images = images * contrast + brightness
     return (images - images.mean()) / images.std()
 
 
-def _discs(count: int, channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Overlapping discs of one colour each, small ones far more frequent than large ones."""
-    y = torch.arange(height).view(1, -1, 1) / height
-    x = torch.arange(width).view(1, 1, -1) / width
-    canvas = torch.randn(count, channels, 1, 1, generator=generator).repeat(1, 1, height, width)
+def _frequencies(size: tuple[int, ...]) -> list[Tensor]:
+    return [*(torch.fft.fftfreq(extent) for extent in size[:-1]), torch.fft.rfftfreq(size[-1])]
+
+
+def _along(axis: int, dims: int, values: Tensor) -> Tensor:
+    """A vector as a tensor of ``dims`` dimensions that varies along one."""
+    return values.view([-1 if each == axis else 1 for each in range(dims)])
+
+
+def _discs(count: int, channels: int, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Overlapping discs (balls, intervals) of one colour each, small ones far more frequent than large ones."""
+    dims = len(size)
+    places = [_along(axis, dims, torch.arange(size[axis]))[None] / size[axis] for axis in reversed(range(dims))]
+    canvas = torch.randn(count, channels, *[1] * dims, generator=generator).repeat(1, 1, *size)
     for _ in range(40):
-        across, down, radius = torch.rand(3, count, 1, 1, generator=generator)
+        *centre, radius = torch.rand(dims + 1, count, *[1] * dims, generator=generator)
         radius = 0.04 * (15**radius)
-        inside = ((x - across).square() + (y - down).square() < radius.square())[:, None]
-        canvas = torch.where(inside, torch.randn(count, channels, 1, 1, generator=generator), canvas)
+        distance: Any = sum((place - middle).square() for place, middle in zip(places, centre, strict=True))
+        inside = (distance < radius.square())[:, None]
+        colour = torch.randn(count, channels, *[1] * dims, generator=generator)
+        canvas = torch.where(inside, colour, canvas)
     return canvas
-
-
-def _shadow_of(model: nn.Module) -> nn.Module:
-    """The model's modules around the model's own tensors: runs like it, in eval mode, without hooks, at no memory."""
-    tensors = [*model.parameters(), *model.buffers()]
-    shadow = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    for module in shadow.modules():
-        for hooks in HOOKS:
-            getattr(module, hooks, {}).clear()
-    return shadow.eval()
 
 
 @contextmanager

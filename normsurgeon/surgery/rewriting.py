@@ -13,7 +13,7 @@ from torch import fx, nn
 from normsurgeon.errors import ConversionError, UsageError
 from normsurgeon.graph.following import Followed
 from normsurgeon.graph.inputs import as_call
-from normsurgeon.graph.skeleton import require_plain
+from normsurgeon.graph.skeleton import require_plain, why_valueless
 from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import sources
 from normsurgeon.norms.catalogue import LayerSpec, find_target
@@ -23,7 +23,7 @@ from normsurgeon.surgery.balancing import balance
 from normsurgeon.surgery.checking import Check, check, folds
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan, plan
-from normsurgeon.surgery.probing import FeatureProbe, probe_features
+from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_calls
 from normsurgeon.surgery.replacing import copy_model, replace_modules_
 from normsurgeon.surgery.verdict import StandIn, Verdict
 
@@ -119,7 +119,7 @@ def convert(
     True
     """
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
-    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=check or verdict)
+    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=True)
     prepared = _prepare(model, plan, followed, check, verdict, probe)
     new_model, new_optimizer = copy_model(model, optimizer)
     result = _carry_out(new_model, prepared, new_optimizer)
@@ -150,7 +150,7 @@ def convert_(
     ``values=False`` makes the new structure only, for weights that are loaded into it next: nothing is checked.
     """
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
-    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=values and (check or verdict))
+    plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=values)
     if not values:
         _check_fit(model, plan)
         return _carry_out(model, _Prepared(plan), optimizer, values)
@@ -181,7 +181,7 @@ def _prepare(
     probes = _probes(model, plan, followed)
     plan = replace(plan, decisions=tuple(replace(d, balanced=d.balanced and d.name in probes) for d in plan.decisions))
     reference = None
-    if judged and not any(p.is_meta for p in model.parameters()):
+    if judged and why_valueless(model) is None:
         reference = verdicts.reference(model, followed, as_call(probe) if probe is not None else None)
     return _Prepared(plan, followed, probes, proof, reference)
 
@@ -271,9 +271,9 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
 def _probes(model: nn.Module, plan: ConversionPlan, followed: Followed) -> dict[str, FeatureProbe]:
     """What balancing needs to know of the sites that the plan balances."""
     names = [d.name for d in plan.decisions if d.balanced]
-    if not names or plan.input_shape is None or any(p.is_meta for p in model.parameters()):
+    if not names or why_valueless(model) is not None:
         return {}
-    return probe_features(model, names, plan.input_shape)
+    return probe_features(model, names, (call for call, _ in synthetic_calls(model, followed)))
 
 
 @dataclass

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.agreement import compare_logits
-from normsurgeon.graph.following import Followed, filled
+from normsurgeon.graph.following import Followed
 from normsurgeon.graph.inputs import Call
 from normsurgeon.graph.skeleton import shadow_of, tensors_in
 from normsurgeon.norms.layers import per_channel
-from normsurgeon.surgery.probing import synthetic_images
+from normsurgeon.surgery.probing import synthetic_calls
 from normsurgeon.surgery.whitening import Affine, Moments
 
-NORM_IMAGES, OUTPUT_IMAGES, SIDE = 32, 16, 64
+NORM_IMAGES, OUTPUT_IMAGES = 32, 16
 """Size of the synthetic input, for the norms and for the outputs: together they cost one pass of 64 small images."""
 
 CLOSE, PART = 0.11, 0.2
@@ -126,12 +126,13 @@ class Reference:
 
 def reference(model: nn.Module, followed: Followed, probe: Call | None) -> Reference | None:
     """The original's outputs on ``probe``, its owner's example, or what is made up; None where it does not run."""
-    for call, source, synthetic in _inputs(model, followed, probe, OUTPUT_IMAGES):
+    if probe is not None:
+        return Reference(probe, "images", False, _outputs(model, probe))
+    for call, source in synthetic_calls(model, followed, OUTPUT_IMAGES):
         try:
-            return Reference(call, source, synthetic, _outputs(model, call))
+            return Reference(call, source, True, _outputs(model, call))
         except Exception:  # a foreign forward may refuse an input in any way
-            if probe is not None:
-                raise
+            continue
     return None
 
 
@@ -140,7 +141,7 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
     losses: dict[str, float] = {}
     images = _samples(before.call)
     if before.synthetic and stand_ins:
-        for call, _, _ in _inputs(model, followed, None, NORM_IMAGES):
+        for call, _ in synthetic_calls(model, followed, NORM_IMAGES):
             try:
                 _outputs(model, call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=True))
             except Exception:  # as in reference(): the next size may do
@@ -164,27 +165,6 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
         agreement_stderr=stderr,
         kl=kl,
     )
-
-
-def _inputs(model: nn.Module, followed: Followed, probe: Call | None, count: int) -> Iterator[tuple[Call, str, bool]]:
-    """What to run, what to call it, and whether it is made up."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    shape = followed.call.shape if followed.call is not None else None
-    if probe is not None:
-        yield probe, "images", False
-    elif followed.call is not None and shape is not None and len(shape) > 2:
-        full = tuple(shape[2:])
-        fewer = max(4, round(count * SIDE ** len(full) / math.prod(full)))
-        for number, size in ((count, tuple(min(SIDE, side) for side in full)), (min(count, fewer), full)):
-            images = synthetic_images(number, shape[1], size)
-            yield followed.call.map(lambda t, images=images: images.to(device, t.dtype)), "synthetic images", True
-    elif followed.example is not None:
-        yield followed.example.map(lambda t: filled(t, device)), "example inputs", True
-    elif followed.call is not None:
-        if shape is not None and len(shape) > 1:
-            several = (count, *shape[1:])
-            yield followed.call.map(lambda t: filled(t.new_empty(several), device)), "random inputs", True
-        yield followed.call.map(lambda t: filled(t, device)), "random inputs", True
 
 
 @torch.no_grad()
