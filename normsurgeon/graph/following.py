@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Followed:
     ways         of calling that were followed, beside the base: keyword arguments, and whether in training mode
     unfollowed   the others, each with the reason
     problem      why there is no record, or None
+    multiply_adds  of the layers in the base call, for one sample
     """
 
     records: list[Record] = field(default_factory=list)
@@ -46,16 +48,14 @@ class Followed:
     ways: list[tuple[str, dict[str, Any], bool]] = field(default_factory=list)
     unfollowed: list[str] = field(default_factory=list)
     problem: str | None = None
+    multiply_adds: float = 0.0
 
     @property
     def notes(self) -> list[str]:
         """What the records do not cover, in words."""
         notes = []
         if self.unfollowed:
-            notes.append(
-                f"ways of calling that were not followed: {'; '.join(self.unfollowed)} "
-                "(a layer whose raw output only they read is not known of)"
-            )
+            notes.append(f"not followed: {', '.join(self.unfollowed)}; what only these ways read is not known")
         lines = list(dict.fromkeys(line for record in self.records for line in record.branches))
         if lines:
             shown = ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
@@ -84,7 +84,8 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
                     break
                 continue
             followed.call, followed.problem = call.map(_ghost), None
-            _follow_alternatives(followed, model, call, run, time.perf_counter() - begin)
+            followed.multiply_adds = _multiply_adds(followed.records[0], model)
+            _follow_alternatives(followed, model, call, runs[runs.index(run) :], time.perf_counter() - begin)
             return followed
     if followed.problem is None:
         followed.problem = "no input is known"
@@ -110,23 +111,34 @@ def _on_shadow(model: nn.Module, hooked: dict[str, str]) -> Run:
     return run
 
 
-def _follow_alternatives(followed: Followed, model: nn.Module, call: Call, run: Run, seconds: float) -> None:
+def _multiply_adds(record: Record, model: nn.Module) -> float:
+    """Those of the convolutions and linear layers, for one sample: each output takes a row of weights."""
+    total, modules = 0.0, dict(model.named_modules())
+    for name, calls in record.calls.items():
+        weight = getattr(modules[name], "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1:
+            row = weight.numel() / max(weight.shape[0], 1)
+            total += sum(row * math.prod(call.made.shape[1:]) for call in calls if call.made is not None)
+    return total
+
+
+def _follow_alternatives(followed: Followed, model: nn.Module, call: Call, runs: list[Run], seconds: float) -> None:
     end = time.perf_counter() + max(SECONDS_FOR_ALTERNATIVES, 2 * seconds)
     for number, (how, choices, training) in enumerate(_alternatives(model, call)):
         if number >= MAX_ALTERNATIVES or time.perf_counter() > end:
-            followed.unfollowed.append(f"{how} (it would take too long)")
+            followed.unfollowed.append(how)
             continue
         why = ""
-        for kwargs in choices:
+        for kwargs, run in itertools.product(choices, runs):
             try:
                 followed.records.append(run(call.with_kwargs(**kwargs), how, training))
             except Exception as error:
-                why = why or f"{one_line(error)}{_line_in_the_model(error)}"
+                why = why or f" ({one_line(error)}{_line_in_the_model(error)})"
                 continue
             followed.ways.append((how, kwargs, training))
             break
         else:
-            followed.unfollowed.append(f"{how} ({why})")
+            followed.unfollowed.append(how + (why if training else ""))
 
 
 def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
@@ -157,11 +169,10 @@ def _optional_tensors(call: Call) -> list[Tensor]:
     if first is None or first.ndim < 2:
         return []
     positions = (first.shape[0], *first.shape[2:]) if first.ndim > 2 else first.shape
-    on = {"device": first.device}
     return [
-        torch.ones(positions, dtype=torch.bool, **on),
-        torch.ones((first.shape[0], 1, *first.shape[2:]), dtype=first.dtype, **on),
-        torch.ones(first.shape, dtype=first.dtype, **on),
+        torch.ones(positions, dtype=torch.bool, device=first.device),
+        torch.ones((first.shape[0], 1, *first.shape[2:]), dtype=first.dtype, device=first.device),
+        torch.ones(first.shape, dtype=first.dtype, device=first.device),
     ]
 
 

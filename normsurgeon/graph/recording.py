@@ -319,15 +319,15 @@ class _Recorder(TorchDispatchMode):
                 else:
                     output = forward(*args, **kwargs)
             hook = self.hooked.get(name)
-            for value in known if hook else ():
-                value.readers.append((hook, None, None))
+            for value in known if hook is not None else ():
+                value.readers.append((hook, None, None))  # type: ignore[arg-type]
             for tensor in _flat(output):
                 whole = is_layer(module) and not any(tensor is each for each in tensors)  # not in place
                 label = name if is_layer(module) else f"{type(module).__name__} ({name})"
                 made = self._add(tensor, Value(label, tuple(tensor.shape), name if whole else None))
                 if whole:
                     call.made = made
-                if hook:
+                if hook is not None:
                     made.readers.append((hook, None, None))
             self.result.calls.setdefault(name, []).append(call)
             return output

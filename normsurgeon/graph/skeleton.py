@@ -49,7 +49,7 @@ def shadow_of(model: nn.Module) -> nn.Module:
 
 
 def why_valueless(model: nn.Module) -> str | None:
-    """Why a model cannot be run for its values: on the meta device it has none, nor before a lazy layer's first call."""
+    """Why a model cannot be run for its values: on the meta device, or with lazy layers, it has none."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if nn.parameter.is_lazy(tensor):
             return "it has lazy layers: run it once on an example first"

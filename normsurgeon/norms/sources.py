@@ -105,11 +105,7 @@ def read(module: Any) -> BatchNormReading:
     Of a class that is not known, what ``why_unreadable`` does not confirm may be missing.
     """
     if not isinstance(module, BATCH_NORMS):
-        found = _understood(module) or _Foreign(0.0, None, None)
-        mean, var = own_tensor(module, "running_mean"), own_tensor(module, "running_var")
-        assert mean is not None
-        weight, bias = (own_tensor(module, n) if n is not None else None for n in (found.weight, found.bias))
-        return BatchNormReading(len(mean), found.eps, mean, var, weight, bias)
+        return _read_foreign(module)
     weight, bias = module.weight, module.bias
     mean, var = module.running_mean, module.running_var
     drop, act = getattr(module, "drop", None), getattr(module, "act", None)
@@ -132,6 +128,14 @@ def read(module: Any) -> BatchNormReading:
         drop=drop if isinstance(drop, nn.Module) else None,
         act=act if isinstance(act, nn.Module) else None,
     )
+
+
+def _read_foreign(module: nn.Module) -> BatchNormReading:
+    found = _understood(module) or _Foreign(0.0, None, None)
+    mean = own_tensor(module, "running_mean")
+    assert mean is not None
+    weight, bias = (own_tensor(module, name) if name is not None else None for name in (found.weight, found.bias))
+    return BatchNormReading(len(mean), found.eps, mean, own_tensor(module, "running_var"), weight, bias)
 
 
 def why_unreadable(module: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def synthetic_calls(
         fewer = min(count, max(4, count // 8, round(count * side**2 / math.prod(full))))
         for number, size in ((count, small), (fewer, full)):
             images = synthetic_images(number, shape[1], size)
-            yield followed.call.map(lambda t, images=images: images.to(device, t.dtype)), "synthetic images"
+            yield followed.call.map(partial(_cast, images, device)), "synthetic images"
     elif followed.example is not None:
         yield followed.example.map(lambda t: filled(t, device)), "example inputs"
     elif followed.call is not None:
@@ -84,6 +85,10 @@ def synthetic_calls(
             several = (count, *shape[1:])
             yield followed.call.map(lambda t: filled(t.new_empty(several), device)), "random inputs"
         yield followed.call.map(lambda t: filled(t, device)), "random inputs"
+
+
+def _cast(images: Tensor, device: torch.device, like: Tensor) -> Tensor:
+    return images.to(device, like.dtype)
 
 
 def synthetic_images(count: int, channels: int, size: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -209,7 +209,7 @@ def _carry_out(
             if producer is not None:
                 touched.extend(producer.parameters(recurse=False))
                 if not had_bias:
-                    gained[producer.weight] = producer.bias  # type: ignore[index,assignment]
+                    gained[producer.weight] = producer.bias
     replace_modules_(model, replacements, optimizer, touched=touched, gained=gained)
     verdict = None
     if prepared.reference is not None:
