@@ -165,8 +165,8 @@ def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict
 
 def _optional_tensors(call: Call) -> list[Tensor]:
     """What an optional argument may be, for an input (N, C, …): a mask of the positions, or one more such input."""
-    first = next((v for v in (*call.args, *call.kwargs.values()) if isinstance(v, Tensor)), None)
-    if first is None or first.ndim < 2:
+    first = next((t for t in tensors_in([call.args, dict(call.kwargs)]) if t.ndim > 1), None)
+    if first is None:
         return []
     positions = (first.shape[0], *first.shape[2:]) if first.ndim > 2 else first.shape
     return [

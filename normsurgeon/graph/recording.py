@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from normsurgeon.graph.inputs import Call
@@ -44,6 +45,10 @@ _VALUES_TO_PYTHON = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equ
 _REORDERED = ("aten::permute", "aten::transpose", "aten::t")
 _REGROUPED = ("aten::view", "aten::_unsafe_view", "aten::unsqueeze", "aten::squeeze", "aten::_reshape_alias")
 _SAME = ("aten::alias", "aten::clone", "aten::detach", "aten::contiguous", "aten::lift_fresh")
+
+
+_OUT_OF_TORCH = {"tolist", "numpy", "__array__", "__dlpack__", "data_ptr"}
+"""Functions that hand values out without an operation."""
 
 
 class TooSlow(Exception):
@@ -140,7 +145,7 @@ def record(model: nn.Module, call: Call, how: str = "eval mode", hooked: dict[st
     recorder.deadline = time.perf_counter() + META_SECONDS if on_meta else None
     place = torch.device("meta") if on_meta else nullcontext()
     # Inside the modes there must be no autograd: below it, tensors are those of the forward's own code.
-    with torch.no_grad(), place, _seeded(), recorder.layers(), recorder:
+    with torch.no_grad(), place, _seeded(), recorder.layers(), _Exits(recorder), recorder:
         output = call(model)
     found = list(tensors_in(output))
     recorder.note_kept("the model's output", found)
@@ -156,6 +161,21 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+class _Exits(TorchFunctionMode):
+    """Notes what reads a tensor's values without an operation that the dispatcher sees."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _OUT_OF_TORCH:
+            for value in self.recorder.all_values(args[0]):
+                value.readers.append((name.strip("_"), None, None))
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(TorchDispatchMode):
@@ -201,7 +221,7 @@ class _Recorder(TorchDispatchMode):
         made = Value(label, tuple(output.shape), None, move, source) if isinstance(output, Tensor) else None
         if name not in _VALUE_FREE:
             for tensor in given:
-                for value in self._all_values(tensor):
+                for value in self.all_values(tensor):
                     value.readers.append((label, None, made if move is not None else None))
         in_place = {id(tensor) for tensor in given}
         for tensor in _flat(output):
@@ -231,7 +251,7 @@ class _Recorder(TorchDispatchMode):
             self.alive.append(tensor)
         return known
 
-    def _all_values(self, tensor: Tensor) -> list[Value]:
+    def all_values(self, tensor: Tensor) -> list[Value]:
         """The tensor's value; for one made behind torch's back, all that share its memory."""
         if id(tensor) in self.values:
             return [self.values[id(tensor)]]
@@ -258,7 +278,7 @@ class _Recorder(TorchDispatchMode):
         """The tensors that are left over when the pass is done are read by whoever looks at them later."""
         for tensor in tensors:
             if id(tensor) in self.values or _storage(tensor) in self.storages:
-                for value in self._all_values(tensor):
+                for value in self.all_values(tensor):
                     value.readers.append((label, None, None))
 
     # The layers, taken as a whole, and the names of the modules around the operations.
@@ -306,7 +326,7 @@ class _Recorder(TorchDispatchMode):
         def run(*args: Any, **kwargs: Any) -> Any:
             given = [*args, *kwargs.values()]
             tensors = [t for each in given for t in _flat(each)]
-            known = [v for t in tensors for v in self._all_values(t)]
+            known = [v for t in tensors for v in self.all_values(t)]
             first = self._value(tensors[0]) if tensors else None
             call = LayerCall(name, first, tuple(tensors[0].shape) if tensors else None)
             for value in known:

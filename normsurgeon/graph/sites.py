@@ -106,7 +106,7 @@ def find_sites(model: nn.Module | TracedModel, example_inputs: Any = None) -> tu
     for path, graph in traced.graphs.items():
         root = traced.skeleton.get_submodule(path)
         for node in graph.nodes:
-            if is_functional_batch_norm(node) and _reads_data(node):
+            if is_functional_batch_norm(node) and _reads_data(node) and not _of_a_module(node, root):
                 sites.append(_functional_site(traced, path, node))
             elif node.op == "call_module":
                 nodes.setdefault(canonical[id(root.get_submodule(str(node.target)))], (path, node))
@@ -205,6 +205,14 @@ def _functional_site(traced: TracedModel, path: str, node: fx.Node) -> NormSite:
         readers=tuple(user.name for user in node.users),
         unreadable=unreadable,
     )
+
+
+def _of_a_module(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the statistics are those of a batch norm module, which is a site itself: not called, but read."""
+    mean = batch_norm_arguments(node).get("running_mean")
+    if not isinstance(mean, fx.Node) or mean.op != "get_attr":
+        return False
+    return sources.is_batch_norm(root.get_submodule(str(mean.target).rpartition(".")[0]))
 
 
 def _reads_data(node: fx.Node) -> bool:

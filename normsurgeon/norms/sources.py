@@ -78,7 +78,7 @@ def is_batch_norm(module: nn.Module) -> bool:
     >>> is_batch_norm(nn.SyncBatchNorm(4)), is_batch_norm(nn.GroupNorm(2, 4))
     (True, False)
     """
-    if isinstance(module, BATCH_NORMS):
+    if is_known(module):
         return True
     mean, var = own_tensor(module, "running_mean"), own_tensor(module, "running_var")
     return (
@@ -88,6 +88,11 @@ def is_batch_norm(module: nn.Module) -> bool:
         and mean.shape == var.shape
         and not isinstance(module, _InstanceNorm)
     )
+
+
+def is_known(module: Any) -> bool:
+    """Whether ``module`` is of a class in ``BATCH_NORMS``, whose attributes are known by name."""
+    return isinstance(module, BATCH_NORMS)
 
 
 def own_tensor(module: nn.Module, name: str) -> Tensor | None:
@@ -104,7 +109,7 @@ def read(module: Any) -> BatchNormReading:
 
     Of a class that is not known, what ``why_unreadable`` does not confirm may be missing.
     """
-    if not isinstance(module, BATCH_NORMS):
+    if not is_known(module):
         return _read_foreign(module)
     weight, bias = module.weight, module.bias
     mean, var = module.running_mean, module.running_var
@@ -145,7 +150,7 @@ def why_unreadable(module: nn.Module) -> str | None:
         return "lazy and not yet initialised: run the model once on an example first"
     if type(module).__module__.startswith("torch.ao."):
         return f"quantized ({name}): convert before quantizing"
-    if not isinstance(module, BATCH_NORMS):
+    if not is_known(module):
         if _understood(module) is None:
             return f"{name} holds running statistics, but in eval mode it is not the affine map of them"
     elif not _known_forward(module) and not _behaves_like_batch_norm(module):

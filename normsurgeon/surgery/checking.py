@@ -296,7 +296,7 @@ class _Prover:
             for decision in decisions:
                 if decision.status != "converted":
                     continue
-                reading = sources.read(self.modules[decision.name])
+                reading = sources.read(modules[decision.name])  # the shadow's: drop and act go into it
                 fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
                 if folds(decision):
                     white = self.whitenings[decision.name]
