@@ -115,8 +115,8 @@ def _multiply_adds(record: Record, model: nn.Module) -> float:
     """Those of the convolutions and linear layers, for one sample: each output takes a row of weights."""
     total, modules = 0.0, dict(model.named_modules())
     for name, calls in record.calls.items():
-        weight = getattr(modules[name], "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1:
+        weight = modules[name]._parameters.get("weight")  # no attribute: a parametrized one would be computed
+        if weight is not None and weight.ndim > 1:
             row = weight.numel() / max(weight.shape[0], 1)
             total += sum(row * math.prod(call.made.shape[1:]) for call in calls if call.made is not None)
     return total
