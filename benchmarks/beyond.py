@@ -262,7 +262,7 @@ def networks() -> Iterator[tuple[str, Network | str]]:
         try:
             importlib.import_module(module)
             found = list(listed())
-        except ImportError as error:
+        except Exception as error:  # a package that lacks another, or does not fit this torch
             yield f"{package}.*", f"cannot be imported here ({' '.join(str(error).split())[:80]})"
             continue
         for name, network in found:
@@ -278,6 +278,17 @@ def batch_norms(model: Any) -> list[Any]:
         return all(isinstance(getattr(module, k, None), torch.Tensor) for k in ("running_mean", "running_var"))
 
     return [m for m in model.modules() if holds(m) and not isinstance(m, _InstanceNorm)]
+
+
+def _has_batch_norms(network: Network) -> bool:
+    """Found without memory, where the network can be made so."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return bool(batch_norms(network.make()))
+    except Exception:  # then it is made in earnest
+        return True
 
 
 def enliven_(model: Any) -> Any:
@@ -308,6 +319,9 @@ def examine(name: str) -> Outcome:
     started = time.perf_counter()
     network = dict(networks())[name]
     assert isinstance(network, Network)
+    if not _has_batch_norms(network):
+        outcome.skipped = "no batch norm"
+        return outcome
     try:
         torch.manual_seed(0)
         model = enliven_(network.make())
@@ -425,8 +439,8 @@ def report(outcomes: list[Outcome], left_out: dict[str, str]) -> str:
         TITLE,
         "",
         f"Made by `make coverage` with torch {torch.__version__.partition('+')[0]}. Do not edit by hand. Random "
-        "weights, statistics and affines, float64, eval mode. The errors are of the outputs, relative to the largest value "
-        "of each: `fold` and `affine` against the original.",
+        "weights, statistics and affines, float64, eval mode. The errors are of the outputs, relative to the largest "
+        "value of each: `fold` and `affine` against the original.",
         "",
         f"{len(done)} networks, {number:,} batch norms: {sum(o.folded for o in done):,} folded, "
         f"{sum(o.affine for o in done):,} by the affine, {sum(o.refused for o in done):,} refused; "

@@ -34,7 +34,7 @@ from normsurgeon.training.runstate import RunFolder
 from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
 from normsurgeon.training.settings import Settings
 from normsurgeon.training.taps import block_names, matching_layers, shared_blocks
-from normsurgeon.training.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
+from normsurgeon.training.trainable import choose_trainable_, frozen_norms, make_optimizer, make_scheduler, set_drops_
 from normsurgeon.training.validation import Judge
 from normsurgeon.training.watching import stopped_by_signals
 
@@ -129,7 +129,9 @@ def finetune(
     say          is told, in one line, of what was assumed or changed on the way; default: a warning
     on_progress  is told of every update, in a dict of plain types
 
-    Under ``accelerate launch`` or ``torchrun`` every process calls this alike. The caller's random state is put back.
+    Batch norms of which no parameter trains, and those that the caller put in eval mode in a network in training mode,
+    keep their running statistics. Under ``accelerate launch`` or ``torchrun`` every process calls this alike. The
+    caller's random state is put back.
 
     :raises UsageError: what was asked for cannot be, or not together.
     :raises DataError: no images, or labels that the head cannot have.
@@ -264,6 +266,7 @@ def _student(
     """A copy of the network, dressed for training; ``length``: updates in all, and in one pass over the images."""
     core, _ = copy_model(plain, None)
     choose_trainable_(core, settings.train_what)
+    frozen = frozen_norms(core)
     set_drops_(core, settings.drop, settings.drop_path)
     optimizer = make_optimizer(core, settings)
     scheduler = make_scheduler(optimizer, settings, *length)
@@ -282,7 +285,7 @@ def _student(
         core.to(memory_format=torch.channels_last)
     ema = ModelEmaV3(core, settings.ema, use_warmup=True) if settings.ema is not None else None
     model, prepared = accelerator.prepare(core, optimizer)
-    return Student(core, model, prepared, scheduler, ema, blends, blocks, apart, classes)
+    return Student(core, model, prepared, scheduler, ema, blends, blocks, apart, classes, frozen)
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from normsurgeon.training.progressive import set_shares_
 from normsurgeon.training.seeding import STEP, seed_everything
 from normsurgeon.training.settings import Settings
 from normsurgeon.training.taps import tapped
-from normsurgeon.training.watching import where_nonfinite
+from normsurgeon.training.watching import one_value_a_channel, where_nonfinite
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Student:
     blends     the sites that are blended in, in order
     blocks     whose outputs are matched with the teacher's
     apart      whose outputs are kept apart
+    frozen     batch norms whose statistics stay as they are
     """
 
     core: nn.Module
@@ -50,6 +51,13 @@ class Student:
     blocks: tuple[str, ...]
     apart: tuple[str, ...]
     classes: int
+    frozen: tuple[str, ...] = ()
+
+    def train(self) -> None:
+        """Training mode, but for what is frozen."""
+        self.model.train()
+        for name in self.frozen:
+            self.core.get_submodule(name).eval()
 
 
 class Loop:
@@ -110,6 +118,10 @@ class Loop:
                 self._teacher_taps = stack.enter_context(tapped(self.teacher, reads))
             try:
                 find_executable_batch_size(attempt, self.micro, self._halve)()
+            except ValueError as error:
+                if "Expected more than 1 value per channel" not in str(error):
+                    raise
+                raise TrainingError(one_value_a_channel(self.student.core, error)) from error
             except RuntimeError as error:
                 if "No executable batch size" not in str(error):
                     raise
@@ -133,7 +145,7 @@ class Loop:
         return fewer
 
     def _updates(self) -> None:
-        self.student.model.train()
+        self.student.train()
         batches: Iterator[Any] = self.feed.batches(self.step, self.steps)
         begin = time.perf_counter()
         while self.step < self.steps:
@@ -157,7 +169,7 @@ class Loop:
                     ) from error
                 raise
             if not self.student.model.training:  # a validation was
-                self.student.model.train()
+                self.student.train()
             begin = time.perf_counter()
 
     def _update(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.norms.families import family_of
+from normsurgeon.norms.sources import is_batch_norm
 from normsurgeon.patterns import select
 from normsurgeon.training.settings import Settings
 
@@ -48,6 +49,27 @@ def choose_trainable_(model: nn.Module, what: str) -> tuple[str, ...]:
     if not trained:
         raise UsageError(f"nothing trains: train_what={what!r} leaves no parameter that requires a gradient")
     return tuple(trained)
+
+
+def frozen_norms(model: nn.Module) -> tuple[str, ...]:
+    """The batch norms whose running statistics must not move in training, after ``choose_trainable_``.
+
+    Those of which no parameter trains, and those that the caller put in eval mode. A network that is in eval mode as a
+    whole, as ``normsurgeon.load`` gives it, is handed in to be trained, and says nothing of its norms.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    >>> _ = net[1].eval(), net[2].requires_grad_(False)
+    >>> frozen_norms(net)
+    ('1', '2')
+    """
+    found = []
+    for name, module in model.named_modules():
+        if is_batch_norm(module):
+            parameters = list(module.parameters())
+            untrained = bool(parameters) and not any(p.requires_grad for p in parameters)
+            if untrained or (model.training and not module.training):
+                found.append(name)
+    return tuple(found)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
