@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import Call, guesses
 from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
 from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
@@ -67,6 +68,8 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
     """Record ``model``, which is neither changed nor trained: on its ``skeleton``, or where that fails on a shadow.
 
     example  what to call it with; default: guesses from its layers
+
+    :raises UsageError: where it does not take the example.
     """
     has_values = example is not None and not any(t.is_meta for t in tensors_in([example.args, dict(example.kwargs)]))
     followed = Followed(example=example if has_values else None)
@@ -87,7 +90,9 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
             followed.multiply_adds = _multiply_adds(followed.records[0], model)
             _follow_alternatives(followed, model, call, runs[runs.index(run) :], time.perf_counter() - begin)
             return followed
-    if followed.problem is None:
+    if example is not None and real:
+        raise UsageError(f"the model cannot be called with example_inputs ({followed.problem})")
+    if followed.problem is None or example is None:
         followed.problem = "no input is known"
     return followed
 

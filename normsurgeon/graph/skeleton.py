@@ -149,7 +149,7 @@ def require_plain(model: Any) -> None:
     if type(model).__name__ == "ExportedProgram":
         raise ConversionError("an ExportedProgram cannot be rewritten: convert the module before exporting it")
     if not isinstance(model, nn.Module):
-        raise ConversionError(f"a {type(model).__name__} is not a torch.nn.Module: hand over the network itself")
+        raise ConversionError(f"{type(model).__name__} is not a torch.nn.Module: hand over the network itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise ConversionError("a TorchScript module cannot be rewritten: convert the Python model before scripting it")
     if hasattr(model, "_orig_mod"):

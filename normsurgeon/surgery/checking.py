@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,8 @@ class Check:
         if self.problem is not None:
             return f"not checked: {self.problem}"
         ways = f", {len(self.ways)} ways of calling" if len(self.ways) > 1 else ""
-        text = f"exact to {self.error:.0e} on {self.images} image{'s' if self.images != 1 else ''}{ways}"
+        text = f"exact to {self.error:.0e}" if self.error else "exact"
+        text += f" on {self.images} image{'s' if self.images != 1 else ''}{ways}"
         if self.precision != "float64":
             text += f" (in {self.precision})"
         reached, of = self.sites
@@ -90,8 +91,20 @@ class Check:
 class _Run:
     """What one network did in one call: sums over what each layer was given and gave, call by call; its outputs."""
 
-    layers: list[tuple[str, Tensor | None, Tensor | None]]
+    layers: list[tuple[str, _Sums | None, _Sums | None]]
     outputs: list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """For each index of dimension 1, a weighted sum over all others (C,), and the largest value among them all.
+
+    The weights are irregular and add up to 1, so that a sum commutes with an affine map of its channel, and what
+    differs anywhere differs in it.
+    """
+
+    sums: Tensor
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,8 @@ Made = tuple[Sequence[Decision], Check]
 def check(model: nn.Module, decisions: Sequence[Decision], followed: Followed) -> Made:
     """Prove ``decisions`` on ``model``, which is left as it is: the decisions that hold, and the proof's record."""
     converted = [d for d in decisions if d.status == "converted" and not d.site.functional and d.whitening != "none"]
+    if not converted:
+        return decisions, Check(problem="no norm is converted that has a fixed function")
     if (why := why_valueless(model)) is not None:
         return decisions, Check(problem=why)
     if followed.call is None:
@@ -261,10 +276,11 @@ class _Prover:
         for (name, given, made), (_, given_now, made_now) in zip(before.layers, after.layers, strict=True):
             if name in whitened and given_now is not None:
                 white = whitened[name]
-                given_now = (given_now - white.shift.to(given_now)) / white.scale.to(given_now)
+                sums = (given_now.sums - white.shift.to(given_now.sums)) / white.scale.to(given_now.sums)
+                given_now = replace(given_now, sums=sums)
             made_now = made if name in producers else made_now
             for what, a, b in (("input", given, given_now), ("output", made, made_now)):
-                difference = _relative(a, b) if a is not None and b is not None else 0.0
+                difference = _sums_differ(a, b) if a is not None and b is not None else 0.0
                 if not difference <= self.tolerance:
                     return f"the {what} of {name} differs by {difference:.0e}"
                 worst = max(worst, difference)
@@ -404,18 +420,25 @@ def _outputs_differ(before: _Run, after: _Run) -> float:
     return max((_relative(a, b) for a, b in zip(before.outputs, after.outputs, strict=True)), default=0.0)
 
 
-def _weighted_sums(x: Any) -> Tensor | None:
-    """For each index of dimension 1, a sum over all others with fixed irregular weights that add up to 1: (C,).
-
-    It commutes with an affine map of the channel, and what differs anywhere differs in it.
-    """
+def _weighted_sums(x: Any) -> _Sums | None:
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.numel():
         return None
     x_NCP = (x.flatten(2) if x.ndim > 2 else x[:, :, None]).detach().double()
     samples, _, positions = x_NCP.shape
     weights = torch.arange(1, samples * positions + 1, dtype=torch.float64, device=x.device)
     weights = torch.frac(weights * 0.6180339887498949) + 0.5
-    return torch.matmul(x_NCP, (weights / weights.sum()).view(samples, positions, 1)).sum((0, 2))
+    sums = torch.matmul(x_NCP, (weights / weights.sum()).view(samples, positions, 1)).sum((0, 2))
+    return _Sums(sums, float(x_NCP.abs().max()))
+
+
+def _sums_differ(a: _Sums, b: _Sums) -> float:
+    """The largest difference, relative to the largest value that was summed; infinite where one is not finite."""
+    finite = a.sums.isfinite()
+    if not torch.equal(finite, b.sums.isfinite()):
+        return math.inf
+    if not finite.all() or not math.isfinite(a.largest):
+        return 0.0 if a.sums.shape == b.sums.shape else math.inf
+    return float((a.sums - b.sums).abs().max()) / max(a.largest, 1e-30)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

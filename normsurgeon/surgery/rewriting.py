@@ -181,7 +181,7 @@ def _prepare(
     probes = _probes(model, plan, followed)
     plan = replace(plan, decisions=tuple(replace(d, balanced=d.balanced and d.name in probes) for d in plan.decisions))
     reference = None
-    if judged and why_valueless(model) is None:
+    if judged and plan.counts["converted"] and why_valueless(model) is None:
         reference = verdicts.reference(model, followed, as_call(probe) if probe is not None else None)
     return _Prepared(plan, followed, probes, proof, reference)
 

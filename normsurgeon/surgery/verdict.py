@@ -130,9 +130,10 @@ def reference(model: nn.Module, followed: Followed, probe: Call | None) -> Refer
         return Reference(probe, "images", False, _outputs(model, probe))
     for call, source in synthetic_calls(model, followed, OUTPUT_IMAGES):
         try:
-            return Reference(call, source, True, _outputs(model, call))
+            outputs = _outputs(model, call)
         except Exception:  # a foreign forward may refuse an input in any way
             continue
+        return Reference(call, source, True, outputs) if all(t.isfinite().all() for t in outputs) else None
     return None
 
 

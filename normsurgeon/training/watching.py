@@ -54,7 +54,7 @@ def one_value_a_channel(model: nn.Module, error: ValueError) -> str:
     trace = error.__traceback__
     while trace is not None:
         module = trace.tb_frame.f_locals.get("self")
-        if id(module) in names and is_batch_norm(module):
+        if isinstance(module, nn.Module) and id(module) in names and is_batch_norm(module):
             found = f"{names[id(module)]} ({type(module).__name__})"
         trace = trace.tb_next
     return (
