@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow check format zoo bench clean
+.PHONY: help demo test test-slow check format zoo coverage bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -45,6 +45,11 @@ format: $(VENV)/.dev      ## put the code in order
 
 zoo: $(VENV)/.dev         ## convert every BatchNorm architecture of timm; writes docs/coverage.md
 	$(BIN)/python benchmarks/zoo.py --output docs/coverage.md
+
+coverage: $(VENV)/.dev    ## convert the networks of other projects (installs them); writes docs/coverage.md
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(PIP) --group coverage
+	$(BIN)/python benchmarks/beyond.py --output docs/coverage.md
 
 bench: $(VENV)/.dev       ## what a conversion costs and keeps, and what an analysis costs
 	$(BIN)/python benchmarks/cost.py

@@ -312,7 +312,7 @@ def examine(name: str) -> Outcome:
     import torch
 
     import normsurgeon as ns
-    from normsurgeon.graph.inputs import as_call
+    from normsurgeon.calls import as_call
     from normsurgeon.graph.skeleton import tensors_in
 
     outcome = Outcome(name)

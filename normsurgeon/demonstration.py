@@ -32,13 +32,17 @@ ROWS = ("BatchNorm (original)", "plain swap to gn", "plain swap to ln", "gn", "l
 
 @dataclass(frozen=True)
 class Row:
-    """One network of the demo. ``agreement`` and ``kl`` (nats) compare it with the BatchNorm original."""
+    """One network of the demo. ``agreement`` and ``kl`` (nats) compare it with the BatchNorm original.
+
+    ``verdict`` is what the conversion itself said of it, without these photographs; None where it was no conversion.
+    """
 
     network: str
     agreement: float
     kl: float
     parameters: int
     seconds: float
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,13 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
         on_progress(step, len(ROWS))
         started = time.perf_counter()
         network: nn.Module = model
+        verdict = None
         if label.startswith("plain"):
             network = plain_swap(model, label.split()[-1])
         elif label != ROWS[0]:
             result = convert(model, to=label)
             network = result.model
+            verdict = result.verdict.gist if result.verdict is not None else None
             if label == "ln":
                 save(result, output)
         seconds = time.perf_counter() - started
@@ -83,7 +89,7 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
         reference = logits if reference is None else reference
         same, kl = compare_logits(logits, reference)
         parameters = sum(p.numel() for p in network.parameters())
-        rows.append(Row(label, same / len(images), max(kl, 0.0) / len(images), parameters, seconds))
+        rows.append(Row(label, same / len(images), max(kl, 0.0) / len(images), parameters, seconds, verdict))
         whole = logits[::VIEWS].argmax(1).tolist()
         answers.append([names[i].split(",")[0] for i in whole])
     on_progress(len(ROWS), len(ROWS))

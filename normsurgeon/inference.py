@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.calls import on, outputs_of
 from normsurgeon.checkpoints import origin_of
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.errors import UsageError
@@ -21,7 +22,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
     :raises UsageError: a model that returns no tensor.
     """
-    output = model(images)
+    output = outputs_of(model, images)
     found = first_tensor(output)
     if found is None:
         raise UsageError(
@@ -49,9 +50,7 @@ def fetched_logits(model: nn.Module, images: Tensor) -> Tensor:
 
     Fetching waits for an accelerator, so that a clock may be read afterwards.
     """
-    device, dtype = home_of(model)
-    images = images.to(device, dtype if images.is_floating_point() else None)
-    return classifier_logits(model, images).cpu().double()
+    return classifier_logits(model, on(images, *home_of(model))).cpu().double()
 
 
 def head_classes(model: nn.Module, config: DataConfig | None = None) -> int:

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 import normsurgeon as ns
+from normsurgeon.calls import as_call
 from normsurgeon.errors import ConversionError, TargetError, UsageError
-from normsurgeon.graph.inputs import as_call
 from normsurgeon.graph.recording import Move, record
 from normsurgeon.graph.skeleton import shadow_of, skeleton_of
 from normsurgeon.graph.tracing import trace
@@ -178,6 +178,24 @@ def test_a_data_loaders_first_batch_is_an_example(labelled):
     data = TensorDataset(X, torch.zeros(2)) if labelled else TensorDataset(X)
     call = as_call(DataLoader(data, batch_size=2))
     assert torch.equal(call.tensor, X)
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple"])
+def test_batches_of_what_the_model_takes_calibrate_and_are_analyzed(form):
+    generator = torch.Generator().manual_seed(0)
+    pairs = [torch.randn(2, 40, 3, 12, 12, dtype=torch.float64, generator=generator) for _ in range(2)]
+    batches = [{"image": a, "other": b, "labels": torch.zeros(40)} for a, b in pairs]
+    if form == "tuple":
+        batches = [((batch["image"], batch["other"]), None) for batch in batches]
+    model = alive(Two())
+    result = ns.convert(model, to="ln", example_inputs=(pairs[0][0], pairs[0][1]))
+    done = ns.calibrate(result, batches)
+    assert (done.images, done.sites, done.balanced) == (80, 1, 1)
+    with torch.no_grad():
+        wanted, found = model.bn(model.conv(pairs[0][0])), result.model.bn(result.model.conv(pairs[0][0]))
+    torch.testing.assert_close(found.mean((0, 2, 3)), wanted.mean((0, 2, 3)), rtol=0.1, atol=0.1)
+    report = ns.analyze(result, batches, baseline=model, only=["statistics"], kinds=["norm"])
+    assert (report.provenance.images, report.statistics[0].layer) == (80, "bn")
 
 
 def test_a_list_is_one_argument():

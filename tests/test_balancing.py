@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.graph.inputs import Call
+from normsurgeon.calls import Call
 from normsurgeon.norms.catalogue import TARGETS
 from normsurgeon.surgery.balancing import balance, cancelling_signs
 from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_images

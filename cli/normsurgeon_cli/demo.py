@@ -34,7 +34,7 @@ def demo(
         print_json({**asdict(shown), "output": str(output)})
         return
     print_table(
-        ("network", "same answer as BN", "KL from BN", "parameters", "seconds"),
+        ("network", "same answer as BN", "KL from BN", "parameters", "seconds", "verdict without these images"),
         [
             (
                 row.network,
@@ -42,6 +42,7 @@ def demo(
                 f"{row.kl:.3f}",
                 f"{row.parameters:,}",
                 f"{row.seconds:.1f}",
+                row.verdict,
             )
             for row in shown.rows
         ],

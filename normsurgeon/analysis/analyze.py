@@ -50,6 +50,7 @@ def analyze(
     seed: int = 0,
     device: str | torch.device | None = None,
     workers: int = 0,
+    example_inputs: Any = None,
     on_progress: Progress | None = None,
     name: str | None = None,
     baseline_name: str | None = None,
@@ -70,6 +71,8 @@ def analyze(
     methods, sweep      which measures of sensitivity, and whether to try other settings of each norm
     seed         of the sample behind the effective rank, of probes and noise
     device       where to run; the models are put back afterwards
+    example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where the first of
+                 them does not tell
     on_progress  is told what is being done, how much is done, and how much there is (None: not known)
 
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for
@@ -96,8 +99,8 @@ def analyze(
     assert isinstance(model, nn.Module)
     methods = check_methods(methods)
     models = [model] if baseline is None else [model, baseline]
-    chosen = choose_layers(model, layers, kinds)
-    theirs = _counterparts(baseline, layers, kinds) if baseline is not None else ()
+    chosen = choose_layers(model, layers, kinds, example_inputs)
+    theirs = _counterparts(baseline, layers, kinds, example_inputs) if baseline is not None else ()
     with ExitStack() as stack:
         stack.enter_context(together())
         for each in models:
@@ -174,15 +177,17 @@ def _sensitivity(
     return found, points
 
 
-def _counterparts(baseline: nn.Module, patterns: Sequence[str], kinds: Sequence[str]) -> tuple[Layer, ...]:
+def _counterparts(
+    baseline: nn.Module, patterns: Sequence[str], kinds: Sequence[str], example_inputs: Any
+) -> tuple[Layer, ...]:
     """The baseline's layers that the same request names; a glob that matches none there is no error."""
     found: dict[str, Layer] = {}
     try:
-        return choose_layers(baseline, patterns, kinds)
+        return choose_layers(baseline, patterns, kinds, example_inputs)
     except PatternError:
         for pattern in patterns:
             try:
-                found |= {layer.name: layer for layer in choose_layers(baseline, [pattern])}
+                found |= {layer.name: layer for layer in choose_layers(baseline, [pattern], kinds, example_inputs)}
             except PatternError:
                 continue
     return tuple(found.values())

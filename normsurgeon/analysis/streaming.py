@@ -13,6 +13,7 @@ from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
+from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError
 from normsurgeon.evaluation import compare_logits
@@ -128,14 +129,15 @@ class Pass:
             for receiver in receivers:
                 receiver(layer, x)
 
-        device, dtype = home_of(model)
-        images = images.to(device, dtype if images.is_floating_point() else None)
+        images = on(images, *home_of(model))
         # no_grad and not inference_mode: tensors must keep their version, which tells whether one was overwritten.
         with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
-            return first_tensor(model(images))
+            return first_tensor(outputs_of(model, images))
 
     def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The images whose pixels are all finite."""
+        """The images whose pixels are all finite; of what else a model takes, all."""
+        if not all(isinstance(view, Tensor) for view in images):
+            return images, labels
         fine = torch.stack([view.isfinite().flatten(1).all(1) for view in images]).all(0)
         if fine.all():
             return images, labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from normsurgeon.calls import Call, as_call
 from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
 from normsurgeon.distributed import ALONE, Share
@@ -58,15 +59,26 @@ class _PreparedStream(IterableDataset[Any]):
                 yield self.prepared.prepare(sample)
 
 
-def unpacked(batch: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+def unpacked(batch: Any) -> tuple[Any, torch.Tensor | None]:
     """A ready-made batch as (images (N, …), labels (N,) or None); images alone are a batch, too.
+
+    In place of the images there may be what else the model takes, as a Call: of a tuple of tensors as positional, of a
+    dict as keyword arguments. A dict alone is a batch, too; its ``labels`` are the labels.
 
     :raises UsageError: something else.
 
     >>> unpacked([torch.zeros(2, 3), torch.tensor([0, 1])])[1].tolist()
     [0, 1]
+    >>> unpacked({"pixel_values": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})[0].shape
+    (2, 3)
     """
+    if isinstance(batch, Mapping):
+        given = {key: value for key, value in batch.items() if key != "labels"}
+        labels = batch.get("labels")
+        return Call((), given), labels if isinstance(labels, torch.Tensor) and labels.ndim == 1 else None
     images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+    if isinstance(images, (tuple, Mapping)) and (labels is None or isinstance(labels, torch.Tensor)):
+        return as_call(images), labels
     known = labels is None or isinstance(labels, torch.Tensor)
     if not isinstance(images, torch.Tensor) or images.ndim < 2 or not known:
         raise UsageError(

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
-from normsurgeon.graph.inputs import Call, guesses
+from normsurgeon.graph.inputs import guesses
 from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
 from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
 

@@ -25,7 +25,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from normsurgeon.graph.inputs import Call
+from normsurgeon.calls import Call
 from normsurgeon.graph.skeleton import tensor_attributes, tensors_in
 from normsurgeon.norms.sources import is_batch_norm
 

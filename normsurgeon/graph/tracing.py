@@ -18,8 +18,8 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from normsurgeon.calls import as_call
 from normsurgeon.graph.following import Followed, filled, follow, one_line
-from normsurgeon.graph.inputs import as_call
 from normsurgeon.graph.recording import Record, Shape
 from normsurgeon.graph.skeleton import skeleton_of
 from normsurgeon.norms.layers import ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.analysis import moments
+from normsurgeon.calls import joined
 from normsurgeon.distributed import gather
 from normsurgeon.errors import UsageError
 from normsurgeon.hooks import listening
@@ -42,7 +43,7 @@ def held_images(views: Views) -> tuple[Tensor, ...]:
 
 def _held(views: Views) -> tuple[Tensor, ...] | None:
     batches = [images for images, _ in views if len(images[0])]
-    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True)) if batches else None
+    return tuple(joined(parts) for parts in zip(*batches, strict=True)) if batches else None
 
 
 def shared_images(views: Views) -> tuple[tuple[Tensor, ...] | None, int]:

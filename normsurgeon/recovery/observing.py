@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normsurgeon.analysis import moments
+from normsurgeon.calls import Call, on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError
 from normsurgeon.hooks import listening
@@ -132,7 +133,6 @@ def no_images(views: Views, failures: Sequence[DataError | None]) -> DataError:
     return known[0] if known else DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
 
 
-def run(model: nn.Module, images: Tensor) -> Any:
+def run(model: nn.Module, images: Tensor | Call) -> Any:
     """A forward pass, of images that are first put where the model is, in its precision."""
-    device, dtype = home_of(model)
-    return model(images.to(device, dtype if images.is_floating_point() else None))
+    return outputs_of(model, on(images, *home_of(model)))

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled, one_line
-from normsurgeon.graph.inputs import Call
 from normsurgeon.graph.linearity import out_channels, scale_rows_
 from normsurgeon.graph.recording import is_layer
 from normsurgeon.graph.skeleton import shadow_of, tensors_in, why_valueless

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled
-from normsurgeon.graph.inputs import Call
 from normsurgeon.graph.skeleton import shadow_of
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from normsurgeon.calls import as_call
 from normsurgeon.errors import ConversionError, UsageError
 from normsurgeon.graph.following import Followed
-from normsurgeon.graph.inputs import as_call
 from normsurgeon.graph.skeleton import require_plain, why_valueless
 from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import sources

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.agreement import compare_logits
+from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed
-from normsurgeon.graph.inputs import Call
 from normsurgeon.graph.skeleton import shadow_of, tensors_in
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery.probing import synthetic_calls
@@ -87,6 +87,11 @@ class Verdict:
             "partly": "next: --calibrate DATA (unlabelled images), or another norm (ln and rms lose least)",
             "hardly": "of no use before it is trained; next: finetune, or another norm (ln and rms lose least)",
         }[self.kept]
+
+    @property
+    def gist(self) -> str:
+        """In a few words: "closely kept, norms off by 8 %"."""
+        return f"{self.kept} kept" + (f", norms off by {_share(self.norm_error)}" if self.worst_site else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
