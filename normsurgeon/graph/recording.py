@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from normsurgeon.calls import Call
-from normsurgeon.graph.skeleton import tensor_attributes, tensors_in
+from normsurgeon.graph.skeleton import seeded, tensor_attributes, tensors_in
 from normsurgeon.norms.sources import is_batch_norm
 
 Shape = tuple[int, ...]
@@ -145,7 +145,7 @@ def record(model: nn.Module, call: Call, how: str = "eval mode", hooked: dict[st
     recorder.deadline = time.perf_counter() + META_SECONDS if on_meta else None
     place = torch.device("meta") if on_meta else nullcontext()
     # Inside the modes there must be no autograd: below it, tensors are those of the forward's own code.
-    with torch.no_grad(), place, _seeded(), recorder.layers(), _Exits(recorder), recorder:
+    with torch.no_grad(), place, seeded(model), recorder.layers(), _Exits(recorder), recorder:
         output = call(model)
     found = list(tensors_in(output))
     recorder.note_kept("the model's output", found)
@@ -153,14 +153,6 @@ def record(model: nn.Module, call: Call, how: str = "eval mode", hooked: dict[st
         recorder.note_kept(f"an attribute of {name or 'the model'}", tensor_attributes(module))
     recorder.result.output_shapes = [tuple(tensor.shape) for tensor in found]
     return recorder.result
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """The caller's random state as it was, and always the same random numbers inside."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 class _Exits(TorchFunctionMode):

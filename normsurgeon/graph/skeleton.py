@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +57,15 @@ def why_valueless(model: nn.Module) -> str | None:
         if tensor.is_meta:
             return "its weights are on the meta device"
     return None
+
+
+@contextmanager
+def seeded(model: nn.Module) -> Iterator[None]:
+    """Always the same random numbers inside, and the caller's random state as it was afterwards."""
+    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()] if tensor.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        torch.manual_seed(0)
+        yield
 
 
 def _copy_around(model: nn.Module, replaced: Any) -> nn.Module:

@@ -22,7 +22,7 @@ from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled, one_line
 from normsurgeon.graph.linearity import out_channels, scale_rows_
 from normsurgeon.graph.recording import is_layer
-from normsurgeon.graph.skeleton import shadow_of, tensors_in, why_valueless
+from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valueless
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery import whitening
@@ -328,8 +328,7 @@ class _Prover:
         for name, module in shadow.named_modules():
             if name in self.norms or (is_layer(module) and not name.startswith(inside)):
                 module.forward = _noted(name, module.forward, run)  # the shadow is this function's own
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with torch.no_grad(), seeded(self.model):
             call = call.map(lambda t: t.double() if self.wide and t.is_floating_point() else t.clone())
             with Float64() if self.wide else nullcontext():
                 output = call(shadow)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled
-from normsurgeon.graph.skeleton import shadow_of
+from normsurgeon.graph.skeleton import seeded, shadow_of
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
 
@@ -51,8 +51,7 @@ def probe_features(model: nn.Module, names: Sequence[str], calls: Iterable[Call]
     shadow = shadow_of(model)
     for call in calls:
         try:
-            with _probes(shadow, names) as found, torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with _probes(shadow, names) as found, torch.no_grad(), seeded(model):
                 call(shadow)
             return dict(found)
         except Exception:  # a foreign forward may refuse an image in any way; then there is nothing to learn here

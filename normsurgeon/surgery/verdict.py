@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from normsurgeon.agreement import compare_logits
 from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed
-from normsurgeon.graph.skeleton import shadow_of, tensors_in
+from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery.probing import synthetic_calls
 from normsurgeon.surgery.whitening import Affine, Moments
@@ -177,8 +177,7 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
 def _outputs(model: nn.Module, call: Call, around: Callable[[nn.Module], Any] | None = None) -> tuple[Tensor, ...]:
     shadow = shadow_of(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(model):
         call = call.map(lambda t: t.to(device, copy=True))
         if around is None:
             output = call(shadow)
