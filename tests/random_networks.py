@@ -368,6 +368,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "read by where": (second(lambda y: torch.where(y > 0, 1.0, 2.0)), "no fold"),
     "read by detach": (second(lambda y: y.detach()), "no fold"),
     "read by .data": (second(lambda y: y.data * 2), "no fold"),
+    "read by a view of .data": (second(lambda y: y.data.transpose(2, 3).sum()), "no fold"),
     "read by numpy": (second(_numpy), "no fold"),
     "read by tolist": (second(lambda y: torch.tensor(y.tolist(), dtype=y.dtype)), "no fold"),
     "read by a scripted function": (second(scripted_sum), "no fold"),

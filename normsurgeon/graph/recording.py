@@ -93,8 +93,8 @@ class Value:
     """One tensor: where it came from and who reads it.
 
     ``layer``: the name of the layer whose output it is. ``move`` and ``source``: the dimension move that made it, and
-    of what. ``label``: what made it, in words. ``readers``: in words, each with the layer's call (its number in
-    ``Record.calls``) where a layer reads it.
+    of what. ``label``: what made it, in words. ``readers``: each in words, with the call where it is a layer, and with
+    what it made where it is a dimension move.
     """
 
     label: str
@@ -165,8 +165,7 @@ class _Exits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in _OUT_OF_TORCH:
-            for value in self.recorder.all_values(args[0]):
-                value.readers.append((name.strip("_"), None, None))
+            self.recorder.value(args[0]).readers.append((name.strip("_"), None, None))
         return func(*args, **(kwargs or {}))
 
 
@@ -209,12 +208,11 @@ class _Recorder(TorchDispatchMode):
             for tensor in given:
                 self._note_direct(tensor, label)
         move = _move(name, args, output)
-        source = self._value(given[0]) if given and move is not None else None
+        source = self.value(given[0]) if given and move is not None else None
         made = Value(label, tuple(output.shape), None, move, source) if isinstance(output, Tensor) else None
         if name not in _VALUE_FREE:
             for tensor in given:
-                for value in self.all_values(tensor):
-                    value.readers.append((label, None, made if move is not None else None))
+                self.value(tensor).readers.append((label, None, made if move is not None else None))
         in_place = {id(tensor) for tensor in given}
         for tensor in _flat(output):
             if id(tensor) in in_place:  # from here on it is another value
@@ -231,24 +229,18 @@ class _Recorder(TorchDispatchMode):
             self.storages.setdefault(storage, []).append(value)
         return value
 
-    def _value(self, tensor: Tensor) -> Value:
+    def value(self, tensor: Tensor) -> Value:
         """What is known of a tensor; one that no operation made is an input, a parameter, or unseen."""
         known = self.values.get(id(tensor))
         if known is None:
             label = "the model's input" if id(tensor) not in self.owners else "a parameter"
-            if _storage(tensor) in self.storages:
-                label = "data"  # y.data: the same memory under a name of its own
+            for shared in self.storages.get(_storage(tensor) or -1, ()):
+                label = "data"  # y.data: the same memory, in a tensor that no operation made
+                shared.readers.append((label, None, None))
             known = Value(label, tuple(tensor.shape))
             self.values[id(tensor)] = known
             self.alive.append(tensor)
         return known
-
-    def all_values(self, tensor: Tensor) -> list[Value]:
-        """The tensor's value; for one made behind torch's back, all that share its memory."""
-        if id(tensor) in self.values:
-            return [self.values[id(tensor)]]
-        shared = self.storages.get(_storage(tensor) or -1, [])
-        return [self._value(tensor), *shared]
 
     def _note_direct(self, tensor: Tensor, label: str) -> None:
         owner = self.owners.get(id(tensor)) or self.storage_owners.get(_storage(tensor) or -1)
@@ -270,8 +262,7 @@ class _Recorder(TorchDispatchMode):
         """The tensors that are left over when the pass is done are read by whoever looks at them later."""
         for tensor in tensors:
             if id(tensor) in self.values or _storage(tensor) in self.storages:
-                for value in self.all_values(tensor):
-                    value.readers.append((label, None, None))
+                self.value(tensor).readers.append((label, None, None))
 
     # The layers, taken as a whole, and the names of the modules around the operations.
 
@@ -310,7 +301,7 @@ class _Recorder(TorchDispatchMode):
     def _note_hook(self, name: str, tensors: Any) -> None:
         if name in self.hooked:
             for tensor in tensors_in(tensors):
-                self._value(tensor).readers.append((self.hooked[name], None, None))
+                self.value(tensor).readers.append((self.hooked[name], None, None))
 
     def _as_a_whole(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         on_meta = self.deadline is not None
@@ -318,8 +309,8 @@ class _Recorder(TorchDispatchMode):
         def run(*args: Any, **kwargs: Any) -> Any:
             given = [*args, *kwargs.values()]
             tensors = [t for each in given for t in _flat(each)]
-            known = [v for t in tensors for v in self.all_values(t)]
-            first = self._value(tensors[0]) if tensors else None
+            known = [self.value(tensor) for tensor in tensors]
+            first = known[0] if known else None
             call = LayerCall(name, first, tuple(tensors[0].shape) if tensors else None)
             for value in known:
                 value.readers.append((name, call, None))

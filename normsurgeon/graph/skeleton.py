@@ -84,6 +84,8 @@ def _copy_around(model: nn.Module, replaced: Any) -> nn.Module:
             ):
                 continue
             getattr(module, hooks, {}).clear()
+        if isinstance(module, nn.DataParallel):
+            module.device_ids = []  # it would call copies, in threads
     return copied.eval()
 
 
