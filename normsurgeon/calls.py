@@ -52,7 +52,9 @@ class Call:
 
     def __len__(self) -> int:
         """The samples: the length of the first tensor."""
-        return next((len(t) for t in tree_leaves((self.args, dict(self.kwargs))) if isinstance(t, Tensor)), 0)
+        return next(
+            (len(t) for t in tree_leaves((self.args, dict(self.kwargs))) if isinstance(t, Tensor) and t.ndim), 0
+        )
 
     def __getitem__(self, rows: slice) -> Call:
         """Some of the samples."""
@@ -116,6 +118,8 @@ def joined(parts: Sequence[Tensor | Call]) -> Any:
     if isinstance(parts[0], Tensor):
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
     flat = [tree_flatten((part.args, dict(part.kwargs))) for part in parts if isinstance(part, Call)]
+    if len({repr(structure) for _, structure in flat}) > 1:
+        raise UsageError("the batches hold different arguments; give every batch the same ones")
     leaves = [
         torch.cat(each) if isinstance(each[0], Tensor) and each[0].ndim else each[0]
         for each in zip(*(values for values, _ in flat), strict=True)

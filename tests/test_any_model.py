@@ -198,6 +198,20 @@ def test_batches_of_what_the_model_takes_calibrate_and_are_analyzed(form):
     assert (report.provenance.images, report.statistics[0].layer) == (80, "bn")
 
 
+def test_what_takes_images_alone_says_so_of_other_batches():
+    batches = [{"image": torch.cat([X] * 20), "other": torch.cat([X] * 20)}]
+    result = ns.convert(alive(Two()), to="ln", example_inputs=(X, X))
+    with pytest.raises(
+        UsageError, match=r"sensitivity is measured on images, .*try only=\['statistics', 'similarity'\]"
+    ):
+        ns.analyze(result, batches)
+    with pytest.raises(UsageError, match="reconstruction takes images; try calibrate, which takes them"):
+        ns.reconstruct(result, batches)
+    other = [*batches, {"image": X, "other": X, "scale": torch.ones(2)}]
+    with pytest.raises(UsageError, match="the batches hold different arguments; give every batch the same ones"):
+        ns.calibrate(result, other, balance=False)
+
+
 def test_a_list_is_one_argument():
     class Detector(nn.Module):
         def __init__(self):

@@ -176,6 +176,22 @@ def test_unknown_names(net, tmp_path):
         tune(net, batch(3, (0, 1, 2)), mixup=0.5)
 
 
+@pytest.mark.parametrize("inputs", [{"x": torch.zeros(2, 3, 8, 8)}, (torch.zeros(2, 3, 8, 8),)], ids=["dict", "tuple"])
+def test_batches_of_a_models_arguments_judge_and_do_not_train(net, inputs):
+    labels = torch.tensor([0, 1])
+    with pytest.raises(
+        UsageError,
+        match=r"^the batches hold dicts or tuples of a model's arguments, and training takes images; give batches of ",
+    ):
+        tune(net, [(inputs, labels)])
+    data = batch()
+    told = [
+        ns.finetune(net, data, [(each, labels)], teacher=net, steps=2, device="cpu").after
+        for each in (inputs, torch.zeros(2, 3, 8, 8))
+    ]
+    assert (told[0].kl, told[0].loss) == (told[1].kl, told[1].loss)
+
+
 def test_batches_that_are_none(net):
     with pytest.raises(
         UsageError, match=r"^a batch is tuple of list and Tensor; give batches of tensors \(images \(N, C, H"

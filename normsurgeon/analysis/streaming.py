@@ -15,7 +15,7 @@ from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
-from normsurgeon.errors import DataError
+from normsurgeon.errors import DataError, UsageError
 from normsurgeon.evaluation import compare_logits
 from normsurgeon.inference import first_tensor, home_of
 from normsurgeon.reporting.records import Comparison, Similarity
@@ -146,6 +146,11 @@ class Pass:
 
     def _hold(self, first: int, images: Tensor, labels: Tensor | None) -> None:
         room = self.hold - sum(len(held) for _, held, _ in self.held)
+        if room > 0 and not isinstance(images, Tensor):
+            raise UsageError(
+                "sensitivity is measured on images, and the batches hold dicts or tuples of a model's arguments; "
+                "try only=['statistics', 'similarity']"
+            )
         if room > 0:
             self.held.append((first, images[:room].clone(), labels[:room].clone() if labels is not None else None))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normsurgeon.checkpoints import origin_of
 from normsurgeon.data.batches import unpacked
@@ -177,6 +177,11 @@ def _split(data: Any, recipe: Recipe, max_images: int | None) -> tuple[Any, Any]
         pool = [unpacked(batch)[0] for batch in data]
         if not pool:
             raise DataError("there are no images to fit on; the batches are empty (was an iterator used up before?)")
+        if not all(isinstance(images, Tensor) for images in pool):
+            raise UsageError(
+                "the batches hold dicts or tuples of a model's arguments, and reconstruction takes images; "
+                "try calibrate, which takes them"
+            )
         images = torch.cat(pool)
         count = len(images)
     second = min(MOST_HELD_OUT, max(1, round(recipe.held_out * count)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
+from normsurgeon.calls import Call
 from normsurgeon.data.batches import unpacked
 from normsurgeon.data.preprocessing import DataConfig, ToMode
 from normsurgeon.data.sources import ImageSource, nothing_readable, open_source
@@ -100,6 +101,11 @@ class TensorSamples(Dataset[Any]):
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = [unpacked(batch) for batch in batches]
+        if any(isinstance(images, Call) for images, _ in self.batches):
+            raise UsageError(
+                "the batches hold dicts or tuples of a model's arguments, and training takes images; "
+                "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
+            )
         if len({images.shape[1:] for images, _ in self.batches}) > 1:
             raise UsageError("the batches hold images of several sizes; training mixes them, and takes one size")
         if len({labels is None for _, labels in self.batches}) > 1:

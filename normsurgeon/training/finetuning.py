@@ -33,8 +33,16 @@ from normsurgeon.training.progressive import blend_
 from normsurgeon.training.runstate import RunFolder
 from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
 from normsurgeon.training.settings import Settings
+from normsurgeon.training.singles import single_values_named
 from normsurgeon.training.taps import block_names, matching_layers, shared_blocks
-from normsurgeon.training.trainable import choose_trainable_, frozen_norms, make_optimizer, make_scheduler, set_drops_
+from normsurgeon.training.trainable import (
+    all_asleep,
+    choose_trainable_,
+    frozen_norms,
+    make_optimizer,
+    make_scheduler,
+    set_drops_,
+)
 from normsurgeon.training.validation import Judge
 from normsurgeon.training.watching import stopped_by_signals
 
@@ -129,12 +137,13 @@ def finetune(
     say          is told, in one line, of what was assumed or changed on the way; default: a warning
     on_progress  is told of every update, in a dict of plain types
 
-    Batch norms of which no parameter trains, and those that the caller put in eval mode in a network in training mode,
-    keep their running statistics. Under ``accelerate launch`` or ``torchrun`` every process calls this alike. The
-    caller's random state is put back.
+    Norms of which no parameter trains keep their running statistics, and so do those that the caller put in eval mode
+    in a network that as a whole is in training mode. Under ``accelerate launch`` or ``torchrun`` every process calls
+    this alike. The caller's random state is put back.
 
     :raises UsageError: what was asked for cannot be, or not together.
     :raises DataError: no images, or labels that the head cannot have.
+    :raises TrainingError: a batch norm that trains is given one value a channel; memory does not hold one image.
     :raises DivergedError: a loss that is not finite. ``TrainingStopped``: SIGINT or SIGTERM asked it to stop.
     :raises CheckpointError: a file that cannot be written or read.
 
@@ -166,6 +175,7 @@ def finetune(
         if num_classes is not None:
             seed_everything(HEAD, asked.seed)
             reset_head_(plain, num_classes)
+        stack.enter_context(single_values_named(plain, teacher))
         config = DataConfig.of(plain)
         classes = head_classes(plain, config)
         if teacher is not None:
@@ -197,6 +207,13 @@ def finetune(
             classes,
             blocks,
         )
+        tell = say if main else (lambda text: None)
+        asleep = all_asleep(student.core)
+        if asleep:
+            tell(
+                f"all {asleep} batch norms are in eval mode in a network in training mode, and keep their "
+                "running statistics; call its train() first to have them move"
+            )
         if teacher is not None:
             stack.enter_context(placed(teacher, accelerator.device))
             stack.enter_context(eval_mode(teacher))
@@ -204,7 +221,6 @@ def finetune(
         if held_out is not None:
             judge = Judge(held_out, teacher, accelerator.device, min(64, asked.batch_size), workers)
         stop = stack.enter_context(stopped_by_signals())
-        tell = say if main else (lambda text: None)
         keeper = Keeper(
             accelerator,
             student,

@@ -26,8 +26,9 @@ from normsurgeon.training.history import MOST, History, Window
 from normsurgeon.training.progressive import set_shares_
 from normsurgeon.training.seeding import STEP, seed_everything
 from normsurgeon.training.settings import Settings
+from normsurgeon.training.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.training.taps import tapped
-from normsurgeon.training.watching import one_value_a_channel, where_nonfinite
+from normsurgeon.training.watching import where_nonfinite
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Student:
     blends     the sites that are blended in, in order
     blocks     whose outputs are matched with the teacher's
     apart      whose outputs are kept apart
-    frozen     batch norms whose statistics stay as they are
+    frozen     norms whose running statistics stay as they are
     """
 
     core: nn.Module
@@ -57,7 +58,7 @@ class Student:
         """Training mode, but for what is frozen."""
         self.model.train()
         for name in self.frozen:
-            self.core.get_submodule(name).eval()
+            self.core.get_submodule(name).training = False  # it alone: a fused drop goes on dropping
 
 
 class Loop:
@@ -97,6 +98,7 @@ class Loop:
             self.mixup = Mixup(
                 settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=student.classes
             )
+        self._part: Tensor | None = None
         self._taps: dict[str, Tensor] = {}
         self._teacher_taps: dict[str, Tensor] = {}
 
@@ -118,11 +120,9 @@ class Loop:
                 self._teacher_taps = stack.enter_context(tapped(self.teacher, reads))
             try:
                 find_executable_batch_size(attempt, self.micro, self._halve)()
-            except ValueError as error:
-                if "Expected more than 1 value per channel" not in str(error):
-                    raise
-                raise TrainingError(one_value_a_channel(self.student.core, error)) from error
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
+                if ONE_VALUE in str(error):
+                    raise TrainingError(self._one_value(error)) from error
                 if "No executable batch size" not in str(error):
                     raise
                 raise TrainingError(
@@ -243,6 +243,7 @@ class Loop:
         accelerator.step = 0  # its count of micro-batches: memory may have run out within an update
         sums: dict[str, Tensor] = {}
         for part, goal in zip(parts, goals, strict=True):
+            self._part = part
             with accelerator.accumulate(student.model):
                 losses = self._losses(part, goal)
                 share = len(part) / len(images)
@@ -288,6 +289,22 @@ class Loop:
             f"the loss is not finite at update {self.step + 1} of {self.steps}; it began {where}; "
             f"try a learning rate below {self.settings.lr:g}, or precision bf16 or no"
         )
+
+    def _one_value(self, error: Exception) -> str:
+        """What to say of a norm that was given one value a channel."""
+        core, part, feed, given, larger = self.student.core, self._part, self.feed, "", None
+        if part is not None and len(part) == 1:
+            share, parts = feed.batch_size // feed.world, self.settings.grad_accum
+            how = [f"{feed.world} processes"] if feed.world > 1 else []
+            how += [f"{self.micro} at once"] if self.micro < share else []
+            given = f" from one image of a batch of {feed.batch_size}" + (f" ({', '.join(how)})" if how else "")
+            most = self.micro if self.micro < -(-share // parts) else None
+            wanted = larger_batch(feed.batch_size, feed.world, parts, most)
+            if wanted is not None:
+                larger = f"batch_size={wanted} (--batch-size {wanted})"
+                larger = larger if wanted <= feed.images else f"more images than {feed.images}"
+        with torch.no_grad(), self.accelerator.autocast():
+            return one_value(error, core, self.teacher, given, larger, lambda: core(part))
 
     def _note(self, values: dict[str, float]) -> None:
         rate = max(group["lr"] for group in self.student.optimizer.param_groups)

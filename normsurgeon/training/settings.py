@@ -26,7 +26,8 @@ class Settings:
     layer_decay         the learning rate's factor from one layer group to the one before it; None: the same for all
     sched, warmup_epochs, min_lr      the learning rate's course, set at every update
     clip_grad           the largest norm of the gradient; None: not clipped
-    train_what          ``all``, ``norms``, ``norms+biases``, or a glob of parameter names (``layer4.*``)
+    train_what          ``all``, ``norms``, ``norms+biases``, or a glob of parameter names (``layer4.*``). The running
+                        statistics of norms of which nothing trains stay as they are
     smoothing, mixup, cutmix          label smoothing; mixup's and cutmix's alpha
     drop, drop_path     rates of the classifier's dropout and of stochastic depth; None: as the network has them
     augment             whether training images are cropped, flipped and so on at random

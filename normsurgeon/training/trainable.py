@@ -13,7 +13,7 @@ from torch import nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.norms.families import family_of
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.sources import is_batch_norm, own_tensor
 from normsurgeon.patterns import select
 from normsurgeon.training.settings import Settings
 
@@ -52,10 +52,11 @@ def choose_trainable_(model: nn.Module, what: str) -> tuple[str, ...]:
 
 
 def frozen_norms(model: nn.Module) -> tuple[str, ...]:
-    """The batch norms whose running statistics must not move in training, after ``choose_trainable_``.
+    """The norms whose running statistics must not move in training, after ``choose_trainable_``.
 
-    Those of which no parameter trains, and those that the caller put in eval mode. A network that is in eval mode as a
-    whole, as ``normsurgeon.load`` gives it, is handed in to be trained, and says nothing of its norms.
+    Those whose parameters are all frozen, and those that the caller put in eval mode. A network that is in eval mode
+    as a whole, as ``normsurgeon.load`` gives it, is handed in to be trained, and says nothing of its norms. A norm
+    without parameters has none that could be frozen: for it the caller's mode alone counts.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     >>> _ = net[1].eval(), net[2].requires_grad_(False)
@@ -64,12 +65,42 @@ def frozen_norms(model: nn.Module) -> tuple[str, ...]:
     """
     found = []
     for name, module in model.named_modules():
-        if is_batch_norm(module):
-            parameters = list(module.parameters())
-            untrained = bool(parameters) and not any(p.requires_grad for p in parameters)
+        if holds_statistics(module):
+            own = own_parameters(module)
+            untrained = bool(own) and not any(parameter.requires_grad for parameter in own)
             if untrained or (model.training and not module.training):
                 found.append(name)
     return tuple(found)
+
+
+def all_asleep(model: nn.Module) -> int:
+    """How many norms with running statistics there are, if the caller has all of them in eval mode, and some train.
+
+    That was asked for, or overlooked: a network loaded in eval mode, in a wrapper that was made in training mode.
+    """
+    norms = [module for module in model.modules() if holds_statistics(module)]
+    if not model.training or any(norm.training for norm in norms):
+        return 0
+    return len(norms) if any(p.requires_grad for norm in norms for p in own_parameters(norm)) else 0
+
+
+def holds_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` is a batch norm, or another norm with running statistics, of whatever shape.
+
+    >>> holds_statistics(nn.InstanceNorm2d(4, track_running_stats=True)), holds_statistics(nn.GroupNorm(2, 4))
+    (True, False)
+    """
+    return is_batch_norm(module) or any(
+        own_tensor(module, name) is not None for name in ("running_mean", "running_var")
+    )
+
+
+def own_parameters(norm: nn.Module) -> list[nn.Parameter]:
+    """A norm's parameters, but for those of its fused activation and drop, and of norms within it."""
+    parts = [part for part in (getattr(norm, "act", None), getattr(norm, "drop", None)) if isinstance(part, nn.Module)]
+    parts += [module for module in norm.modules() if module is not norm and holds_statistics(module)]
+    others = {parameter for part in parts for parameter in part.parameters()}
+    return [parameter for parameter in norm.parameters() if parameter not in others]
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.calls import Call
 from normsurgeon.evaluation import Evaluation, evaluate
 from normsurgeon.inference import classifier_logits
 
@@ -22,9 +23,10 @@ class Remembered(nn.Module):
         self.place = 0
         self.complete = False
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The teacher's logits."""
         if not self.complete:
+            images: Any = Call(args, kwargs)
             self.logits.append(classifier_logits(self.teacher, images).cpu())
             return self.logits[-1]
         self.place += 1

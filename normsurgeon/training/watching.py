@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.inference import first_tensor
-from normsurgeon.norms.sources import is_batch_norm
 
 
 class Stop:
@@ -46,21 +45,6 @@ def stopped_by_signals() -> Iterator[Stop]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)  # type: ignore[arg-type]
-
-
-def one_value_a_channel(model: nn.Module, error: ValueError) -> str:
-    """What to say where torch refuses to train a batch norm on one value a channel: which one, and what to try."""
-    names, found = {id(module): name for name, module in model.named_modules()}, "a batch norm"
-    trace = error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in names and is_batch_norm(module):
-            found = f"{names[id(module)]} ({type(module).__name__})"
-        trace = trace.tb_next
-    return (
-        f"{found} gets one value a channel, which has no variance to train on; try a larger batch_size (with "
-        "grad_accum, each part counts), freeze it (its eval(), in a model in training mode), or convert it"
-    )
 
 
 def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:
