@@ -13,6 +13,7 @@ def compare_logits(logits_NK: Tensor, reference_NK: Tensor) -> tuple[int, float]
 
     Logits that are not finite agree with nothing, and make the KL nan.
 
+    >>> import torch
     >>> compare_logits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 0.0]]))[0]
     1
     """

@@ -115,7 +115,7 @@ def convert(
     >>> x = torch.randn(1, 3, 160, 160)
     >>> type(result.model) is type(model), bool(torch.allclose(result.model(x), model(x), atol=1e-5))
     (True, True)
-    >>> str(result.check).startswith("exact to")
+    >>> str(result.check).startswith("exact")
     True
     """
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
