@@ -1,32 +1,42 @@
-"""Convert the networks of other projects, with random statistics, and write their part of docs/coverage.md.
+"""Convert the networks of other projects, with random statistics, and write their section of docs/coverage.md.
 
-    python benchmarks/beyond.py [--only GLOB] [--processes 2] [--output docs/coverage.md]
+    python benchmarks/beyond.py [--only GLOB] [--processes 2] [--output docs/coverage.md] [--original] [--list]
 
-`make coverage` installs the packages. Every network has random weights, statistics and affines, and is in float64 and
-eval mode. For each: how many modules behave like a batch norm (found here, without normsurgeon), how many of them are
-in the account, folded, converted by the affine, refused; and how far `fold` and `affine` are from the original, in all
-outputs. Exits with 1 if a batch norm is missing in the account, an error is above 1e-11, a target of folds is missed,
-or a network cannot be converted at all.
+`make coverage` installs the packages; benchmarks/beyond_networks.py lists the networks. Each has random weights,
+statistics and affines, and is in float64 and eval mode. Every module that holds running statistics counts as a batch
+norm; they are found here, without normsurgeon. Compared are all outputs, and what comes out at each batch norm.
+
+The original must be worth comparing with: its outputs are finite, not empty, and change with the input. A network fails
+if anything raises, a batch norm is missing in the account, `fold` or `affine` is off by more than 1e-12, or fewer are
+folded than FOLDS says. `--original` makes and calls the originals only. Exits with 1 if a network fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import multiprocessing
+import os
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from beyond_networks import Network, find, networks
+
 TITLE = "## Beyond timm"
-TOLERANCE = 1e-11
+START, END = "<!-- beyond -->", "<!-- /beyond -->"
+TOLERANCE = 1e-12
+SINGLE_TOLERANCE = 1e-4
+"""For the few that cast to float32 themselves."""
 SECONDS = 900
+SAMPLES = 4096
+"""Numbers that are compared at each batch norm."""
 
 FOLDS = {
     "smp.FPN(mobilenet_v2)": 52,
@@ -38,17 +48,10 @@ FOLDS = {
     "torchvision.retinanet_resnet50_fpn_v2": 53,
     "torchvision.r3d_18": 20,
     "torchvision.fasterrcnn_resnet50_fpn": 53,
+    "torchvision.fasterrcnn_resnet50_fpn frozen": 53,
     "efficientnet-pytorch.b0": 49,
 }
 """The least that must be folded."""
-
-
-@dataclass
-class Network:
-    """How to make one, and what to call it with (None: what normsurgeon guesses)."""
-
-    make: Callable[[], Any]
-    inputs: Callable[[], Any] | None = None
 
 
 @dataclass
@@ -61,226 +64,170 @@ class Outcome:
     folded: int = 0
     affine: int = 0
     refused: int = 0
-    fold_error: float | None = None
-    affine_error: float | None = None
-    check: str = ""
+    compared: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+    at_norms: dict[str, float] = field(default_factory=dict)
+    change: float | None = None
+    tolerance: float = TOLERANCE
     reasons: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     failure: str | None = None
     skipped: str | None = None
     seconds: float = 0.0
 
 
-def _torchvision() -> Iterator[tuple[str, Network]]:
-    from torchvision import models
-
-    for name in models.list_models(module=models):
-        yield name, Network(lambda name=name: models.get_model(name, weights=None, **_plain(name)))
-    for module in (models.segmentation, models.video):
-        for name in models.list_models(module=module):
-            options = {"weights_backbone": None} if module is models.segmentation else {}
-            yield name, Network(lambda name=name, options=options: models.get_model(name, weights=None, **options))
-    for name in models.list_models(module=models.quantization):
-        build = getattr(models.quantization, name.removeprefix("quantized_"))
-        yield name, Network(lambda build=build: build(weights=None, quantize=False, **_plain(build.__name__)))
-    small = {"min_size": 160, "max_size": 224}
-    for name in models.list_models(module=models.detection):
-        options = {} if name.startswith("ssd") else small
-        make = getattr(models.detection, name)
-        yield name, Network(lambda make=make, options=options: make(weights=None, weights_backbone=None, **options))
-    for name in models.list_models(module=models.optical_flow):
-        make = getattr(models.optical_flow, name)
-        yield name, Network(lambda make=make: make(weights=None), lambda: (_images(128), _images(128, seed=1)))
-
-
-def _plain(name: str) -> dict[str, Any]:
-    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-
-
-def _transformers() -> Iterator[tuple[str, Network]]:
-    def of(model: str, config: str, **settings: Any) -> Callable[[], Any]:
-        def make() -> Any:
-            import transformers
-
-            return getattr(transformers, model)(getattr(transformers, config)(**settings))
-
-        return make
-
-    basic = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
-    few = {"encoder_layers": 1, "decoder_layers": 1}
-    yield "ResNet", Network(of("ResNetForImageClassification", "ResNetConfig", **basic))
-    yield "RegNet", Network(of("RegNetForImageClassification", "RegNetConfig"))
-    yield "LeViT", Network(of("LevitForImageClassification", "LevitConfig"))
-    yield "LeViT with teacher", Network(of("LevitForImageClassificationWithTeacher", "LevitConfig"))
-    yield "MobileNetV1", Network(of("MobileNetV1ForImageClassification", "MobileNetV1Config"))
-    yield "MobileNetV2", Network(of("MobileNetV2ForImageClassification", "MobileNetV2Config"))
-    yield "MobileNetV2 segmentation", Network(of("MobileNetV2ForSemanticSegmentation", "MobileNetV2Config"))
-    yield "EfficientNet", Network(of("EfficientNetForImageClassification", "EfficientNetConfig"))
-    yield "MobileViT", Network(of("MobileViTForImageClassification", "MobileViTConfig", image_size=256))
-    yield "MobileViTV2", Network(of("MobileViTV2ForImageClassification", "MobileViTV2Config", image_size=256))
-    yield "CvT", Network(of("CvtForImageClassification", "CvtConfig"))
-    yield "SwiftFormer", Network(of("SwiftFormerForImageClassification", "SwiftFormerConfig"))
-    yield "SegFormer", Network(of("SegformerForSemanticSegmentation", "SegformerConfig"))
-    yield "PoolFormer", Network(of("PoolFormerForImageClassification", "PoolFormerConfig"))
-    yield "DPT", Network(of("DPTForSemanticSegmentation", "DPTConfig", num_hidden_layers=12))
-    detr = {**few, "use_timm_backbone": True, "use_pretrained_backbone": False}
-    yield "DETR", Network(of("DetrForObjectDetection", "DetrConfig", **detr))
-    yield "Conditional DETR", Network(of("ConditionalDetrForObjectDetection", "ConditionalDetrConfig", **detr))
-    yield "Deformable DETR", Network(of("DeformableDetrForObjectDetection", "DeformableDetrConfig", **detr))
-    yield "Table Transformer", Network(of("TableTransformerForObjectDetection", "TableTransformerConfig", **detr))
-    yield "RT-DETR", Network(of("RTDetrForObjectDetection", "RTDetrConfig", decoder_layers=1))
-    yield "RT-DETR v2", Network(of("RTDetrV2ForObjectDetection", "RTDetrV2Config", decoder_layers=1))
-    yield "D-FINE", Network(of("DFineForObjectDetection", "DFineConfig", decoder_layers=1))
-    yield "HGNet-V2", Network(of("HGNetV2ForImageClassification", "HGNetV2Config"))
-    yield (
-        "Wav2Vec2-Conformer",
-        Network(of("Wav2Vec2ConformerModel", "Wav2Vec2ConformerConfig", num_hidden_layers=2), lambda: _normal(2, 4000)),
-    )
-    yield "UperNet (ResNet)", Network(_upernet)
-
-
-def _upernet() -> Any:
-    import transformers as t
-
-    backbone = t.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-    return t.UperNetForSemanticSegmentation(t.UperNetConfig(backbone_config=backbone))
-
-
-def _smp() -> Iterator[tuple[str, Network]]:
-    import segmentation_models_pytorch as smp
-
-    for decoder in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "DeepLabV3", "DeepLabV3Plus", "PAN"):
-        for encoder in ("resnet18", "mobilenet_v2"):
-            build = getattr(smp, decoder)
-            yield (
-                f"{decoder}({encoder})",
-                Network(lambda build=build, encoder=encoder: build(encoder, encoder_weights=None)),
-            )
-    yield "UPerNet(resnet18)", Network(lambda: smp.UPerNet("resnet18", encoder_weights=None))
-    yield "Segformer(resnet18)", Network(lambda: smp.Segformer("resnet18", encoder_weights=None))
-
-
-def _monai() -> Iterator[tuple[str, Network]]:
-    from monai.networks import nets
-
-    steps = {"channels": (8, 16, 32), "strides": (2, 2), "norm": "batch"}
-    three = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
-
-    def volume() -> Any:
-        return _normal(2, 1, 32, 32, 32)
-
-    yield "UNet 3-D", Network(lambda: nets.UNet(**three, **steps, num_res_units=2), volume)
-    dyn = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "norm_name": "batch"}
-    yield "DynUNet 3-D", Network(lambda: nets.DynUNet(**three, **dyn, deep_supervision=True), volume)
-    yield "SegResNet 3-D", Network(lambda: nets.SegResNet(**three, init_filters=8, norm="batch"), volume)
-    yield "DenseNet121 3-D", Network(lambda: nets.DenseNet121(**three), volume)
-    yield "HighResNet 3-D", Network(lambda: nets.HighResNet(**three), volume)
-    yield "AttentionUnet 3-D", Network(lambda: nets.AttentionUnet(**three, channels=(8, 16), strides=(2,)), volume)
-    yield "BasicUNet 3-D", Network(lambda: nets.BasicUNet(**three, features=(8,) * 6, norm="batch"), volume)
-    yield "ResNet18 3-D", Network(lambda: nets.resnet18(spatial_dims=3, n_input_channels=1), volume)
-    yield "VNet 3-D", Network(lambda: nets.VNet(**three), volume)
-
-
-def _ultralytics() -> Iterator[tuple[str, Network]]:
-    from ultralytics.nn import tasks
-
-    for name in ("yolov5n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n"):
-        yield name, Network(lambda name=name: tasks.DetectionModel(f"{name}.yaml", verbose=False))
-    yield "yolo11n-seg", Network(lambda: tasks.SegmentationModel("yolo11n-seg.yaml", verbose=False))
-    yield "yolo11n-cls", Network(lambda: tasks.ClassificationModel("yolo11n-cls.yaml", verbose=False))
-    yield "rtdetr-l", Network(lambda: tasks.RTDETRDetectionModel("rtdetr-l.yaml", verbose=False))
-
-
-def _speechbrain() -> Iterator[tuple[str, Network]]:
-    def of(module: str, name: str, **settings: Any) -> Callable[[], Any]:
-        return lambda: getattr(importlib.import_module(f"speechbrain.lobes.models.{module}"), name)(**settings)
-
-    def features() -> Any:
-        return _normal(2, 60, 40)
-
-    yield "ECAPA-TDNN", Network(of("ECAPA_TDNN", "ECAPA_TDNN", input_size=40, channels=[64] * 4 + [192]), features)
-    yield "Xvector", Network(of("Xvector", "Xvector", in_channels=40, device="cpu"), features)
-    yield "ResNet", Network(of("ResNet", "ResNet", input_size=40, channels=[16, 16, 32, 32]), features)
-
-
-def _geometric() -> Iterator[tuple[str, Network]]:
-    def graph() -> Any:
-        import torch
-
-        return _normal(12, 16), torch.randint(0, 12, (2, 40), generator=torch.Generator().manual_seed(0))
-
-    for name in ("GCN", "GraphSAGE", "GIN", "GAT"):
-
-        def make(name: str = name) -> Any:
-            from torch_geometric.nn import models
-
-            return getattr(models, name)(16, 32, num_layers=3, out_channels=7, norm="batch_norm")
-
-        yield name, Network(make, graph)
-
-
-def _efficientnet() -> Iterator[tuple[str, Network]]:
-    from efficientnet_pytorch import EfficientNet
-
-    yield "b0", Network(lambda: EfficientNet.from_name("efficientnet-b0"))
-
-
-def _torchcrepe() -> Iterator[tuple[str, Network]]:
-    def make() -> Any:
-        import torchcrepe
-
-        return torchcrepe.Crepe("tiny")
-
-    yield "tiny", Network(make, lambda: _normal(2, 1024))
-
-
-PACKAGES: dict[str, tuple[str, Callable[[], Iterator[tuple[str, Network]]]]] = {
-    "torchvision": ("torchvision", _torchvision),
-    "transformers": ("transformers", _transformers),
-    "smp": ("segmentation_models_pytorch", _smp),
-    "monai": ("monai", _monai),
-    "ultralytics": ("ultralytics", _ultralytics),
-    "speechbrain": ("speechbrain", _speechbrain),
-    "torch-geometric": ("torch_geometric", _geometric),
-    "efficientnet-pytorch": ("efficientnet_pytorch", _efficientnet),
-    "torchcrepe": ("torchcrepe", _torchcrepe),
-}
-
-
-def _normal(*shape: int, seed: int = 0) -> Any:
-    import torch
-
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _images(side: int, seed: int = 0) -> Any:
-    return _normal(2, 3, side, side, seed=seed)
-
-
-def networks() -> Iterator[tuple[str, Network | str]]:
-    """Every network by name, or why its package is left out."""
-    for package, (module, listed) in PACKAGES.items():
-        try:
-            importlib.import_module(module)
-            found = list(listed())
-        except Exception as error:  # a package that lacks another, or does not fit this torch
-            yield f"{package}.*", f"cannot be imported here ({' '.join(str(error).split())[:80]})"
-            continue
-        for name, network in found:
-            yield f"{package}.{name}", network
-
-
-def batch_norms(model: Any) -> list[Any]:
-    """The modules that hold running statistics, found without normsurgeon; an InstanceNorm's are its own affair."""
+def batch_norms(model: Any) -> dict[str, Any]:
+    """The modules that hold running statistics, by name; an InstanceNorm's are its own affair."""
     import torch
     from torch.nn.modules.instancenorm import _InstanceNorm
 
     def holds(module: Any) -> bool:
         return all(isinstance(getattr(module, k, None), torch.Tensor) for k in ("running_mean", "running_var"))
 
-    return [m for m in model.modules() if holds(m) and not isinstance(m, _InstanceNorm)]
+    return {n: m for n, m in model.named_modules() if holds(m) and not isinstance(m, _InstanceNorm)}
 
 
-def _has_batch_norms(network: Network) -> bool:
+def enliven_(model: Any, inputs: Any) -> Any:
+    """Statistics and affines far from the identity and from the data; eval mode.
+
+    A mean is up to a standard deviation or so from the mean of what the norm sees, a variance 0.3 to 3 times that, so
+    that the signal lives through all layers of random weights. Weights are 0.5 to 1.5 in size, of either sign.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def between(low: float, high: float, like: Any) -> Any:
+        return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
+
+    def set_statistics(norm: Any, mean: float = 0.0, std: float = 1.0) -> None:
+        apart = torch.randn(norm.running_mean.shape, generator=generator, dtype=torch.float64)
+        norm.running_mean.copy_(mean + 0.3 * std * apart)
+        norm.running_var.copy_(std**2 * between(0.3, 3, norm.running_var))
+
+    seen = set()
+
+    def look(norm: Any, given: Any) -> None:
+        x = given[0] if given and hasattr(given[0], "is_floating_point") else None
+        if id(norm) not in seen and x is not None and x.numel() > 1 and x.std() > 0:
+            set_statistics(norm, float(x.mean()), float(x.std()))
+        seen.add(id(norm))
+
+    model.eval()
+    norms = list(batch_norms(model).values())
+    with torch.no_grad():
+        for norm in norms:
+            set_statistics(norm)
+            weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+            if weight is not None:
+                sign = torch.where(between(0, 1, weight) < 0.5, -1.0, 1.0)
+                weight.copy_(sign * between(0.5, 1.5, weight))
+            if bias is not None:
+                bias.copy_(between(-0.3, 0.3, bias))
+        handles = [norm.register_forward_pre_hook(look) for norm in norms]
+        call(model, inputs)
+        for handle in handles:
+            handle.remove()
+    return model
+
+
+def mapped(tree: Any, function: Any) -> Any:
+    """A tree of arguments with every tensor replaced."""
+    if isinstance(tree, dict):
+        return {key: mapped(value, function) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(mapped(value, function) for value in tree)
+    return function(tree) if hasattr(tree, "is_floating_point") else tree
+
+
+def _other(tensor: Any) -> Any:
+    """Another input of the same kind."""
+    return 0.8 * tensor + 0.1 * tensor.flip(-1) if tensor.is_floating_point() else tensor.flip(-1)
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All tensors of an output, by path, whatever it is made of."""
+    if hasattr(tree, "is_floating_point"):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}.{key}")
+    elif isinstance(tree, (list, tuple)):
+        for number, value in enumerate(tree):
+            yield from leaves(value, f"{path}.{number}")
+    elif hasattr(tree, "__dict__"):
+        yield from leaves(vars(tree), path)
+
+
+def call(model: Any, inputs: Any) -> Any:
+    """One call, with a tuple of positional or a dict of keyword arguments, both, or one argument."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], dict):
+            return model(*inputs[0], **inputs[1])
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def observed(model: Any, inputs: Any, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The outputs of a network, and samples of what comes out of the named modules at their first call."""
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, given: Any, output: Any) -> None:
+            if name not in seen and hasattr(output, "is_floating_point"):
+                flat = output.detach().reshape(-1)
+                seen[name] = flat[:: max(1, flat.numel() // SAMPLES)].clone()
+
+        return hook
+
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names if name in modules]
+    try:
+        outputs = {path: tensor.clone() for path, tensor in leaves(call(model, inputs))}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, seen
+
+
+def off_by(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    """The largest difference, relative to the largest value of its tensor; infinite for other shapes or no number."""
+    worst = 0.0
+    if expected.keys() != found.keys():
+        return float("inf")
+    for path, a in expected.items():
+        b = found[path]
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.numel():
+            continue
+        if not a.is_floating_point():
+            worst = max(worst, float((a != b).any()))
+            continue
+        same = a == b  # infinities of masks among them
+        difference = (a - b).abs().masked_fill(same | (a.isnan() & b.isnan()), 0.0)
+        error = float(difference.max() / a[a.isfinite()].abs().max().clamp_min(1e-300)) if a.isfinite().any() else 0.0
+        worst = max(worst, error) if error == error else float("inf")
+    return worst
+
+
+def unfit(outputs: dict[str, Any], changed: dict[str, Any]) -> tuple[str | None, float]:
+    """Why outputs are not worth comparing, if they are not; and how far they change with the input."""
+    floats = {path: t for path, t in outputs.items() if t.is_floating_point() and t.numel()}
+    if not floats:
+        return "outputs are empty", 0.0
+    if not any(t.isfinite().all() and t.abs().max() > 0 for t in floats.values()):
+        return "outputs are not finite, or zero", 0.0
+    change = off_by(floats, {path: t for path, t in changed.items() if path in floats})
+    return (None if change > 1e-6 else "outputs do not depend on the input"), change
+
+
+def has_batch_norms(network: Network) -> bool:
     """Found without memory, where the network can be made so."""
     import torch
 
@@ -291,110 +238,108 @@ def _has_batch_norms(network: Network) -> bool:
         return True
 
 
-def enliven_(model: Any) -> Any:
-    """Statistics and affines far from the identity, float64, eval mode."""
+def examine(name: str, original_only: bool = False) -> Outcome:
+    """Make one network, call it, convert it, compare."""
     import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for norm in batch_norms(model):
-            norm.running_mean.copy_(0.3 * torch.randn(norm.running_mean.shape, generator=generator))
-            norm.running_var.copy_(0.3 + 2 * torch.rand(norm.running_var.shape, generator=generator))
-            for name, low, high in (("weight", 0.5, 1.5), ("bias", -0.3, 0.3)):
-                tensor = getattr(norm, name, None)
-                if tensor is not None:
-                    tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
-    return model.double().eval()
-
-
-def examine(name: str) -> Outcome:
-    """Make, convert and compare one network."""
-    import torch
-
-    import normsurgeon as ns
-    from normsurgeon.calls import as_call
-    from normsurgeon.graph.skeleton import tensors_in
 
     outcome = Outcome(name)
     started = time.perf_counter()
-    network = dict(networks())[name]
-    assert isinstance(network, Network)
-    if not _has_batch_norms(network):
+    network = find(name)
+    if not has_batch_norms(network):
         outcome.skipped = "no batch norm"
         return outcome
     try:
         torch.manual_seed(0)
-        model = enliven_(network.make())
-    except Exception as error:  # a package may want what cannot be had here
-        outcome.skipped = f"cannot be made here ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
+        torch.set_default_dtype(torch.float64 if network.default else torch.float32)
+        model, inputs = network.make(), network.inputs()
+        norms = list(batch_norms(model))
+        outcome.batch_norms = len(norms)
+        if not norms:
+            outcome.skipped = "no batch norm"
+            return outcome
+        if network.single:
+            model, inputs = model.float(), mapped(inputs, lambda t: t.float() if t.is_floating_point() else t)
+            outcome.tolerance = SINGLE_TOLERANCE
+            outcome.notes.append(f"in float32, to {SINGLE_TOLERANCE:.0e}")
+        else:
+            model = model.double()
+        enliven_(model, inputs)
+        expected = observed(model, inputs, norms)
+        again = observed(model, inputs, norms)
+        changed, _ = observed(model, mapped(inputs, _other), [])
+    except Exception as error:  # of the network itself, before normsurgeon has seen it
+        outcome.skipped = f"the original fails ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        outcome.seconds = time.perf_counter() - started
         return outcome
-    outcome.batch_norms = len(batch_norms(model))
-    if not outcome.batch_norms:
-        outcome.skipped = "no batch norm"
-        return outcome
-
-    def outputs(net: Any) -> list[Any]:
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return [t.clone() for t in tensors_in(call(net)) if t.is_floating_point() and t.numel()]
-
-    try:
-        example = network.inputs() if network.inputs is not None else None
-        result = ns.convert(model, to="fold", example_inputs=example, verdict=False)
-        for given in [example] if example is not None else _smaller(result.plan.input_shape):
-            call = as_call(given)
-            try:
-                expected = outputs(model)
-                break
-            except Exception:  # of a fixed input size
-                continue
-        for target in ("fold", "affine"):
-            if target != "fold":
-                del result
-                result = ns.convert(model, to=target, example_inputs=example, check=False, verdict=False)
-            found = outputs(result.model)
-            if [t.shape for t in expected] != [t.shape for t in found]:
-                error = None
-            else:
-                pairs = zip(expected, found, strict=True)
-                error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
-            if target == "fold":
-                outcome.sites, outcome.fold_error = len([s for s in result.sites if not s.site.functional]), error
-                outcome.folded = sum(site.target == "fold" for site in result.sites)
-                outcome.affine = sum(site.target == "affine" for site in result.sites)
-                outcome.refused = result.counts["refused"]
-                outcome.check = str(result.check)
-                outcome.reasons = dict(Counter(_kind(s.reason) for s in result.sites if s.reason))
-            else:
-                outcome.affine_error = error
-        ns.convert(model, to="gn", example_inputs=example, check=False, verdict=False)
-    except Exception as error:  # whatever goes wrong is this network's result
-        outcome.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    reason, outcome.change = unfit(expected[0], changed)
+    if reason is not None:
+        outcome.notes.append(f"{reason}: compared at the batch norms")
+    if off_by(expected[0], again[0]) > 0:
+        outcome.notes.append("not deterministic")
+    if not network.single and any(
+        t.is_floating_point() and t.dtype != torch.float64 for t in [*expected[0].values(), *expected[1].values()]
+    ):
+        outcome.notes.append("computes partly in less than float64")
+    outcome.compared = len(expected[1])
+    del again, changed
+    if not original_only:
+        try:
+            _convert(model, inputs, norms, expected, outcome)
+        except Exception as error:  # whatever goes wrong is this network's result
+            outcome.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        outcome.failure = outcome.failure or _verdict(outcome, network.sorts, reason is not None)
     outcome.seconds = time.perf_counter() - started
-    outcome.failure = outcome.failure or _verdict(outcome)
     return outcome
 
 
-def _verdict(outcome: Outcome) -> str | None:
+def _convert(model: Any, inputs: Any, norms: list[str], expected: Any, outcome: Outcome) -> None:
+    import normsurgeon as ns
+
+    for target in ("fold", "affine"):
+        result = ns.convert(model, to=target, example_inputs=inputs, verdict=False)
+        outputs, seen = observed(result.model, inputs, norms)
+        outcome.errors[target] = off_by(expected[0], outputs)
+        common = expected[1].keys() & seen.keys()
+        outcome.at_norms[target] = off_by({n: expected[1][n] for n in common}, {n: seen[n] for n in common})
+        if target == "fold":
+            outcome.compared = len(common)
+            outcome.sites = sum(not site.site.functional for site in result.sites)
+            outcome.folded = sum(site.target == "fold" for site in result.sites)
+            outcome.affine = sum(site.status == "converted" and site.target != "fold" for site in result.sites)
+            outcome.refused = sum(site.status == "refused" for site in result.sites)
+            unfolded = [site for site in result.sites if site.target != "fold" or site.status != "converted"]
+            refused = [site for site in unfolded if site.status == "refused"]
+            outcome.reasons = dict(Counter(kind(site.reason or "none given") for site in unfolded))
+            outcome.refusals = dict(Counter(kind(site.reason or "none given") for site in refused))
+        del result, outputs, seen
+    converted = ns.convert(model, to="gn", example_inputs=inputs, check=False, verdict=False).model
+    found = dict(leaves(call(converted, inputs)))
+    if found.keys() != expected[0].keys() or any(found[p].dim() != t.dim() for p, t in expected[0].items()):
+        outcome.failure = "gn gives outputs of another structure"
+
+
+def _verdict(outcome: Outcome, sorts: bool, degenerate: bool) -> str | None:
+    """What a network fails of. Outputs that are sorted by score may change order where scores are equal up to rounding;
+    then what comes out at the batch norms decides, and a note says so."""
     if outcome.sites != outcome.batch_norms:
         return f"{outcome.sites} sites for {outcome.batch_norms} batch norms"
     if outcome.folded < FOLDS.get(outcome.name, 0):
         return f"{outcome.folded} folded, {FOLDS[outcome.name]} wanted"
-    for target, error in (("fold", outcome.fold_error), ("affine", outcome.affine_error)):
-        if error is None:
-            return f"{target} gives outputs of other shapes"
-        if not error <= TOLERANCE:
+    if degenerate and outcome.compared == 0:
+        return "nothing to compare"
+    for target, error in outcome.errors.items():
+        at_norms = outcome.at_norms[target]
+        if not at_norms <= outcome.tolerance:
+            return f"{target} is off by {at_norms:.0e} at a batch norm"
+        if error <= outcome.tolerance:
+            continue
+        if not sorts or not outcome.compared:
             return f"{target} is off by {error:.0e}"
+        outcome.notes.append(f"{target}: sorted outputs differ by {error:.0e}, the batch norms do not")
     return None
 
 
-def _smaller(shape: tuple[int, ...]) -> list[Any]:
-    """An input of 96 pixels a side, and one of the size that the model surely takes."""
-    small = (*shape[:2], *[min(96, extent) for extent in shape[2:]])
-    return [_normal(*small), _normal(*shape)]
-
-
-def _kind(reason: str) -> str:
+def kind(reason: str) -> str:
     """A reason without the names of one model's layers."""
     reason = reason.removeprefix("not folded: ")
     for mark in (
@@ -413,84 +358,125 @@ def _kind(reason: str) -> str:
     return " ".join(reason.split()[:2]) if "follows" in reason else reason[:80]
 
 
-def _work(name: str) -> Outcome:
+def _work(connection: Any, name: str, original_only: bool) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    return examine(name)
+    connection.send(examine(name, original_only))
 
 
-def run(names: list[str], processes: int) -> list[Outcome]:
-    """All outcomes, in the order of the names; what takes too long is a failure."""
+def in_process(name: str, original_only: bool) -> Outcome:
+    """``examine`` in a process of its own, which is ended when its time is over."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, maxtasksperchild=1) as pool:
-        waiting = [(name, pool.apply_async(_work, (name,))) for name in names]
-        outcomes = []
-        for number, (name, result) in enumerate(waiting, 1):
-            try:
-                outcome = result.get(SECONDS)
-            except multiprocessing.TimeoutError:
-                outcome = Outcome(name, failure=f"took more than {SECONDS} s")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(sender, name, original_only), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        outcome = receiver.recv() if receiver.poll(SECONDS) else Outcome(name, failure=f"took more than {SECONDS} s")
+    except EOFError:
+        process.join()
+        outcome = Outcome(name, failure=f"the process ended with {process.exitcode} (out of memory?)")
+    process.kill()
+    process.join()
+    return outcome
+
+
+def run(names: list[str], processes: int, original_only: bool) -> list[Outcome]:
+    """All outcomes, in the order of the names."""
+    outcomes = []
+    with ThreadPoolExecutor(processes) as pool:
+        for number, outcome in enumerate(pool.map(in_process, names, [original_only] * len(names)), 1):
             outcomes.append(outcome)
-            told = outcome.failure or outcome.skipped or f"{outcome.folded} of {outcome.batch_norms} folded"
-            print(f"{number}/{len(names)} {name}: {told} ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
-        pool.terminate()
+            counted = f"{outcome.batch_norms} batch norms" if original_only else f"of {outcome.batch_norms} folded"
+            told = outcome.failure or outcome.skipped or (counted if original_only else f"{outcome.folded} {counted}")
+            more = "".join(f"; {note}" for note in outcome.notes)
+            print(
+                f"{number}/{len(names)} {outcome.name}: {told}{more} ({outcome.seconds:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
     return outcomes
 
 
-def report(outcomes: list[Outcome], left_out: dict[str, str]) -> str:
-    """The section of docs/coverage.md."""
+def report(outcomes: list[Outcome], left_out: dict[str, str], chosen: str = "") -> str:
+    """The section of docs/coverage.md; ``chosen`` says in words that it is of some networks only."""
     import torch
 
     done = [o for o in outcomes if o.skipped is None]
     reasons: Counter[str] = Counter()
+    refusals: Counter[str] = Counter()
     for outcome in done:
         reasons.update(outcome.reasons)
+        refusals.update(outcome.refusals)
     skipped = {**left_out, **{o.name: o.skipped for o in outcomes if o.skipped not in (None, "no batch norm")}}
-    number = sum(o.batch_norms for o in done)
+    without = sum(o.skipped == "no batch norm" for o in outcomes)
     lines = [
         TITLE,
         "",
-        f"Made by `make coverage` with torch {torch.__version__.partition('+')[0]}. Do not edit by hand. Random "
-        "weights, statistics and affines, float64, eval mode. The errors are of the outputs, relative to the largest "
-        "value of each: `fold` and `affine` against the original.",
+        f"Made by `make coverage` with torch {torch.__version__.partition('+')[0]}"
+        f"{', of ' + chosen + ' (`--only`)' if chosen else ''}. Do not edit by hand. Random "
+        "weights, statistics and affines, float64, eval mode. Errors are relative to the largest value of each tensor: "
+        "of all outputs, and of what comes out at each batch norm, against the original.",
         "",
-        f"{len(done)} networks, {number:,} batch norms: {sum(o.folded for o in done):,} folded, "
+        f"{len(done)} networks, {sum(o.batch_norms for o in done):,} batch norms: "
+        f"{sum(o.folded for o in done):,} folded, "
         f"{sum(o.affine for o in done):,} by the affine, {sum(o.refused for o in done):,} refused; "
-        f"**{sum(o.failure is not None for o in done)} failures**.",
+        f"**{sum(o.failure is not None for o in done)} failures**. {without} more networks have no batch norm.",
         "",
-        "| network | batch norms | folded | affine | refused | error of fold | of affine | failure |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
+        "| network | batch norms | sites | folded | affine | refused | error of fold | of affine "
+        "| at the norms | seconds | failure, notes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for o in done:
-        errors = [f"{e:.0e}" if e is not None else "" for e in (o.fold_error, o.affine_error)]
+        errors = [f"{o.errors[t]:.0e}" if t in o.errors else "" for t in ("fold", "affine")]
+        at_norms = f"{max(o.at_norms.values()):.0e}" if o.at_norms else ""
+        told = "; ".join([*([f"**{o.failure}**"] if o.failure else []), *o.notes]).replace("|", "/")
         lines.append(
-            f"| {o.name} | {o.batch_norms} | {o.folded} | {o.affine} | {o.refused} | {errors[0]} | {errors[1]} "
-            f"| {o.failure or ''} |"
+            f"| {o.name} | {o.batch_norms} | {o.sites} | {o.folded} | {o.affine} | {o.refused} | {errors[0]} "
+            f"| {errors[1]} | {at_norms} | {o.seconds:.0f} | {told} |"
         )
-    lines += ["", "### Why not folded, or refused", "", "| reason | sites |", "|---|---:|"]
+    lines += ["", "### Why not folded", "", "| reason | sites |", "|---|---:|"]
     lines += [f"| {reason} | {n:,} |" for reason, n in reasons.most_common()]
+    lines += ["", "### Refused", "", *([f"- {why}: {n}" for why, n in refusals.most_common()] or ["None."])]
     lines += ["", "### Left out", "", *([f"- {name}: {why}" for name, why in skipped.items()] or ["Nothing."])]
     return "\n".join(lines) + "\n"
+
+
+def put_section(path: Path, section: str) -> None:
+    """Write the section between its markers, and nothing else; at the end of a file that has none yet."""
+    text = path.read_text() if path.exists() else ""
+    before, start, rest = text.partition(START)
+    if not start and TITLE in before:  # a section from before there were markers
+        before = before.partition(TITLE)[0]
+    after = rest.partition(END)[2]
+    path.write_text(f"{before.rstrip()}\n\n{START}\n{section}{END}{after or chr(10)}")
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="*")
+    parser.add_argument("--only", nargs="+", default=["*"], help="names of networks, as package.name with * and ?")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--original", action="store_true", help="make and call the originals, convert nothing")
+    parser.add_argument("--list", action="store_true", help="print the names only")
     options = parser.parse_args()
-    listed = {name: network for name, network in networks() if fnmatchcase(name, options.only)}
+    everything = networks()
+    listed = {n: network for n, network in everything.items() if any(fnmatchcase(n, glob) for glob in options.only)}
     names = [name for name, network in listed.items() if isinstance(network, Network)]
-    outcomes = run(names, options.processes)
-    text = report(outcomes, {name: why for name, why in listed.items() if isinstance(why, str)})
-    if options.output is None:
+    if options.list:
+        print("\n".join(names))
+        return 0
+    outcomes = run(names, options.processes, options.original)
+    chosen = f"{len(listed)} of the {len(everything)} networks that it knows" if len(listed) < len(everything) else ""
+    text = report(outcomes, {name: why for name, why in listed.items() if isinstance(why, str)}, chosen)
+    if options.output is None or options.original:
         print(text)
     else:
-        before = options.output.read_text().partition(TITLE)[0] if options.output.exists() else ""
-        options.output.write_text(before.rstrip() + "\n\n" + text)
+        put_section(options.output, text)
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-BEYOND = "## Beyond timm"
+BEYOND = "<!-- beyond -->"
 
 
 @dataclass
