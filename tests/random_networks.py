@@ -238,6 +238,11 @@ def _mask(s: Step, x: Tensor, raw: bool, mask: Tensor | None) -> Tensor:
     return s.norm(y) if mask is None else s.norm(y) + y * mask.sum()
 
 
+def _both(s: Step, x: Tensor, raw: bool, mask: Tensor | None) -> Tensor:
+    y = s.conv(x)
+    return s.norm(y) + y if raw and mask is not None else s.norm(y)
+
+
 def _shapes(s: Step, x: Tensor, raw: bool, mask: Tensor | None) -> Tensor:
     y = s.conv(x)
     assert y.dtype == x.dtype
@@ -387,6 +392,19 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "shape read": (lambda: Step(_shapes), "fold"),
     "optional reader": (lambda: Step(_raw), "no fold"),
     "reader with a mask": (lambda: Step(_mask), "no fold"),
+    "reader with both": (lambda: Step(_both), "no fold"),
+    "number of features read": (
+        lambda: Step(lambda s, x, r, m: s.norm(s.conv(x)) * (s.norm.num_features / C)),
+        "no fold",
+    ),
+    "channels last by name": (between(lambda y: y.to(memory_format=torch.channels_last)), "fold"),
+    "scripted function in a scripted module": (
+        altered(
+            lambda s: setattr(s, "scripted", torch.jit.script(nn.ReLU())),
+            lambda s, x, r, m: s.scripted(s.norm(s.conv(x))),
+        ),
+        "fold",
+    ),
     "reader in training": (lambda: Step(_training), "no fold"),
     "activation between": (between(F.relu), "no fold"),
     "addition between": (between(lambda y: y + 1), "no fold"),

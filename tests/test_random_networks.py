@@ -32,7 +32,13 @@ def tensors(output: Any) -> list[Tensor]:
 def outputs(description: Description, model: nn.Module) -> list[Tensor]:
     """Of every way of calling: as it is, with each optional argument, with another batch."""
     mask = torch.ones(2, C, 5, 7, dtype=torch.float64)
-    ways: list[dict[str, Any]] = [{}, {"raw": True}, {"mask": mask}, {"batch": 3, "seed": 5}]
+    ways: list[dict[str, Any]] = [
+        {},
+        {"raw": True},
+        {"mask": mask},
+        {"raw": True, "mask": mask},
+        {"batch": 3, "seed": 5},
+    ]
     found = []
     for way in ways:
         torch.manual_seed(0)

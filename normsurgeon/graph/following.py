@@ -145,6 +145,13 @@ def _follow_alternatives(followed: Followed, model: nn.Module, call: Call, runs:
             break
         else:
             followed.unfollowed.append(how + (why if training else ""))
+    together = {key: value for _, kwargs, training in followed.ways if not training for key, value in kwargs.items()}
+    if len(together) > 1 and time.perf_counter() < end:  # a reader may want several of them
+        try:
+            followed.records.append(runs[0](call.with_kwargs(**together), "all of them at once", False))
+            followed.ways.append(("all of them at once", together, False))
+        except Exception:  # some exclude one another
+            pass
 
 
 def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:

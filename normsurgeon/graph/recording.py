@@ -376,7 +376,8 @@ def _move(name: str, args: tuple[Any, ...], output: Any) -> Move | None:
         return Move(given, made, tuple(order))
     if name in _REGROUPED and args[0].dtype == output.dtype:
         return Move(given, made)
-    if name in _SAME or (name == "aten::expand" and given == made):
+    same_kind = args[0].dtype == output.dtype and args[0].device == output.device
+    if name in _SAME or (name == "aten::expand" and given == made) or (name == "aten::_to_copy" and same_kind):
         return Move(given, made, tuple(range(dims)))
     return None
 

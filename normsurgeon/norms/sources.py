@@ -97,6 +97,8 @@ def is_known(module: Any) -> bool:
 
 def own_tensor(module: nn.Module, name: str) -> Tensor | None:
     """A module's parameter, buffer or plain attribute of that name, where it is a tensor."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return None  # compiled: nothing of it can be exchanged
     for place in (module._buffers, module._parameters, vars(module)):
         found = place.get(name)
         if isinstance(found, Tensor):

@@ -358,7 +358,6 @@ class _Fixed(nn.Module):
     def __init__(self, affine: Affine, reading: sources.BatchNormReading) -> None:
         super().__init__()
         self.affine = affine
-        self.num_features, self.eps = reading.channels, reading.eps
         self.drop, self.act = reading.drop, reading.act
 
     def forward(self, x: Tensor) -> Tensor:
