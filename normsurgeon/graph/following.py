@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import guesses
-from normsurgeon.graph.recording import Record, TooSlow, is_own_line, record
+from normsurgeon.graph.recording import META_SECONDS, Record, TooSlow, is_own_line, record
 from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
 
 MAX_ALTERNATIVES = 16
@@ -78,7 +78,9 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
     real = why_valueless(model) is None
     for call in [example] if example is not None else guesses(model):
         begin = time.perf_counter()
-        runs = [_on_skeleton(skeleton, hooked)] + ([_on_shadow(model, hooked)] if real else [])
+        runs = [_on_skeleton(skeleton, hooked, META_SECONDS if real else math.inf)] + (
+            [_on_shadow(model, hooked)] if real else []
+        )
         for run in runs:
             try:
                 followed.records.append(run(call, "eval mode", False))
@@ -101,9 +103,9 @@ def follow(model: nn.Module, skeleton: nn.Module, example: Call | None) -> Follo
 Run = Callable[[Call, str, bool], Record]
 
 
-def _on_skeleton(skeleton: nn.Module, hooked: dict[str, str]) -> Run:
+def _on_skeleton(skeleton: nn.Module, hooked: dict[str, str], seconds: float) -> Run:
     def run(call: Call, how: str, training: bool) -> Record:
-        return record(skeleton.train(training), call.map(_ghost), how, hooked)
+        return record(skeleton.train(training), call.map(_ghost), how, hooked, seconds)
 
     return run
 

@@ -133,16 +133,22 @@ class Record:
     output_shapes: list[Shape] = field(default_factory=list)
 
 
-def record(model: nn.Module, call: Call, how: str = "eval mode", hooked: dict[str, str] | None = None) -> Record:
+def record(
+    model: nn.Module,
+    call: Call,
+    how: str = "eval mode",
+    hooked: dict[str, str] | None = None,
+    seconds: float = META_SECONDS,
+) -> Record:
     """Run ``call`` on ``model`` (a skeleton or shadow, which is the recorder's own) and note what reads what.
 
     hooked  names of modules that carry a hook in the model itself, which sees their input and output
 
-    :raises TooSlow: on the meta device, after ``META_SECONDS``.
+    :raises TooSlow: on the meta device, after so many ``seconds``.
     """
     recorder = _Recorder(model, how, hooked or {})
     on_meta = any(p.is_meta for p in itertools.chain(model.parameters(), model.buffers()))
-    recorder.deadline = time.perf_counter() + META_SECONDS if on_meta else None
+    recorder.deadline = time.perf_counter() + seconds if on_meta else None
     place = torch.device("meta") if on_meta else nullcontext()
     # Inside the modes there must be no autograd: below it, tensors are those of the forward's own code.
     with torch.no_grad(), place, seeded(model), recorder.layers(), _Exits(recorder), recorder:
