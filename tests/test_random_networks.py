@@ -152,7 +152,6 @@ def test_each_parent_costs_no_fold(parent):
     assert [site.target == "fold" for site in result.sites] == expected, [(s.name, s.reason) for s in result.sites]
 
 
-@pytest.mark.xfail(strict=True, reason="a silent error: optional arguments behind **kwargs are not tried")
 @pytest.mark.parametrize("kind", OPTIONAL)
 def test_a_wrapper_that_does_not_name_its_arguments_hides_no_reader(kind):
     assert_right(Description("PassesOn", (kind,)), "fold")

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import guesses
-from normsurgeon.graph.recording import META_SECONDS, Record, TooSlow, is_own_line, record
+from normsurgeon.graph.recording import META_SECONDS, Record, TooSlow, is_layer, is_own_line, record
 from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
+from normsurgeon.norms.sources import is_batch_norm
 
 MAX_ALTERNATIVES = 16
 """Ways of calling beside the base that are tried."""
@@ -159,16 +160,16 @@ def _follow_alternatives(followed: Followed, model: nn.Module, call: Call, runs:
 def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict[str, Any]], bool]]:
     """Each way of calling in words, with keyword arguments to try until one is accepted, and whether it is training."""
     yield "training mode", [{}], True
-    try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
-    except (TypeError, ValueError):
-        return
-    given = {p.name for p in parameters[: len(call.args)]} | set(call.kwargs)
-    for number, parameter in enumerate(parameters):
+    parameters = _named_parameters(model)
+    positional = [p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    given = {*positional[: max(1, len(call.args))], *call.kwargs}
+    for parameter in parameters:
         default = parameter.default
-        if number == 0 or parameter.name in given or parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            yield f"what **{parameter.name} may hold", [], False
+        elif parameter.name in given or default is parameter.empty:
             continue
-        if isinstance(default, bool):
+        elif isinstance(default, bool):
             yield f"{parameter.name}={not default}", [{parameter.name: not default}], False
         elif default is None:
             annotation = str(parameter.annotation)
@@ -176,6 +177,26 @@ def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict
                 yield f"{parameter.name}=True", [{parameter.name: True}], False
             else:
                 yield parameter.name, [{parameter.name: tensor} for tensor in _optional_tensors(call)], False
+        else:  # a number, a word: which others there are, nobody says
+            yield parameter.name, [], False
+
+
+def _named_parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """The parameters of a model's ``forward``; behind ``*args`` and ``**kwargs``, those of the networks inside.
+
+    A ``**kwargs`` of which nobody inside says what it may hold is one of them.
+    """
+    try:
+        own = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+    found = {p.name: p for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for rest in [p for p in own if p.kind is p.VAR_KEYWORD]:
+        inside = [child for child in model.children() if any(map(is_batch_norm, child.modules()))]
+        passed_on = [p for child in inside if not is_layer(child) for p in _named_parameters(child)]
+        for parameter in passed_on or [rest]:
+            found.setdefault(parameter.name, parameter)
+    return list(found.values())
 
 
 def _optional_tensors(call: Call) -> list[Tensor]:
