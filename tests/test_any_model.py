@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import normsurgeon as ns
 from normsurgeon.calls import as_call
 from normsurgeon.errors import ConversionError, TargetError, UsageError
-from normsurgeon.graph.recording import Move, record
+from normsurgeon.graph.moves import Move
+from normsurgeon.graph.recording import record
 from normsurgeon.graph.skeleton import shadow_of, skeleton_of
 from normsurgeon.graph.tracing import trace
 from normsurgeon.surgery.checking import Check
@@ -359,12 +360,13 @@ def test_a_network_that_counts_its_calls_is_not_changed_by_being_checked():
 def test_sorted_outputs_are_judged_by_the_layers_before_them():
     class Ranks(Hidden):
         def forward(self, x):
-            scores = super().forward(x).flatten(1) * 0 + 0.1 * x.mean()
-            noise = super().forward(x).flatten(1)
-            return (scores + 1e-15 * noise).argsort(1)
+            scores = super().forward(x).flatten(1)
+            return torch.cat([scores, scores / 3 * 3], 1).argsort(1)  # which of two equals is first, rounding decides
 
     result = ns.convert(alive(Ranks()), to="fold")
     assert [site.target for site in result.sites] == ["fold", "fold"]
+    assert result.check.jumps
+    assert str(result.check).endswith(" on 4 images, at every layer (outputs jump with rounding)")
 
 
 @pytest.mark.parametrize(
@@ -430,6 +432,11 @@ def test_the_users_own_images_are_measured_on_where_they_are_given():
     error = ((before - after).square().sum() / (before - before.mean(0)).square().sum()).sqrt()
     assert verdict.error == pytest.approx(float(error))
     assert json.loads(json.dumps(verdict.to_dict()))["kept"] == verdict.kept
+
+
+def test_a_probe_that_the_model_refuses_is_one_clear_line():
+    with pytest.raises(UsageError, match=r"^the model cannot be called with probe \(RuntimeError: "):
+        ns.convert(ConvNet(), to="ln", probe=torch.zeros(2, 5, 8, 8))
 
 
 def test_in_place_conversion_gives_the_same_verdict():

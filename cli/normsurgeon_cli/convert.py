@@ -203,12 +203,10 @@ def _look_for(data: str) -> None:
 
 def _images(data: str, network: Any) -> Any:
     """64 images, spread evenly over the data, as the network takes them."""
-    import torch
-
+    from normsurgeon.recovery.matching import held_images
     from normsurgeon.views import open_views
 
-    views = open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False)
-    return torch.cat([images[0] for images, _ in views])
+    return held_images(open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False))[0]
 
 
 def _told(event: dict[str, Any]) -> str:

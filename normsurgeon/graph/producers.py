@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from normsurgeon.graph.linearity import channel_axis, is_linear_in_its_weights
-from normsurgeon.graph.recording import LayerCall, Move, Record, Value
+from normsurgeon.graph.moves import Move
+from normsurgeon.graph.recording import LayerCall, Record, Value
 from normsurgeon.norms.sources import is_batch_norm
 
 

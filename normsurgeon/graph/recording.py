@@ -26,10 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from normsurgeon.calls import Call
+from normsurgeon.graph.moves import Move, Shape, move_of
 from normsurgeon.graph.skeleton import seeded, tensor_attributes, tensors_in
 from normsurgeon.norms.sources import is_batch_norm
-
-Shape = tuple[int, ...]
 
 META_SECONDS = 3.0
 """A pass on the meta device that takes longer (torch decomposes some operations there) gives way to a real one."""
@@ -42,50 +41,12 @@ _VALUE_FREE = {
 
 _VALUES_TO_PYTHON = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::item")
 
-_REORDERED = ("aten::permute", "aten::transpose", "aten::t")
-_REGROUPED = ("aten::view", "aten::_unsafe_view", "aten::unsqueeze", "aten::squeeze", "aten::_reshape_alias")
-_SAME = ("aten::alias", "aten::clone", "aten::detach", "aten::contiguous", "aten::lift_fresh")
-
-
 _OUT_OF_TORCH = {"tolist", "numpy", "__array__", "__dlpack__", "data_ptr"}
 """Functions that hand values out without an operation."""
 
 
 class TooSlow(Exception):
     """A pass on the meta device that takes longer than a real one would."""
-
-
-@dataclass(frozen=True)
-class Move:
-    """A step that only moves dimensions about: how they are permuted, or the shape that they are regrouped to."""
-
-    given: Shape
-    made: Shape
-    order: Shape | None = None
-
-    def axis(self, axis: int) -> int | None:
-        """Where a dimension of the input is in the output; None where it is split or merged.
-
-        Regrouping keeps the order of the elements, so a dimension stays one if as many elements lie before it and its
-        size is the same.
-
-        >>> Move((2, 7, 5), (14, 5)).axis(2), Move((2, 7, 5), (2, 35)).axis(2)
-        (1, None)
-        """
-        if self.order is not None:
-            return self.order.index(axis)
-        before = _product(self.given[:axis])
-        for place, size in enumerate(self.made):
-            if size == self.given[axis] and _product(self.made[:place]) == before:
-                return place
-        return None
-
-
-def _product(sizes: Shape) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 @dataclass
@@ -213,7 +174,7 @@ class _Recorder(TorchDispatchMode):
         if name not in _VALUE_FREE:
             for tensor in given:
                 self._note_direct(tensor, label)
-        move = _move(name, args, output)
+        move = move_of(name, args, output)
         source = self.value(given[0]) if given and move is not None else None
         made = Value(label, tuple(output.shape), None, move, source) if isinstance(output, Tensor) else None
         if name not in _VALUE_FREE:
@@ -364,28 +325,6 @@ def _storage(tensor: Tensor) -> int | None:
         return tensor.untyped_storage()._cdata
     except (RuntimeError, NotImplementedError):  # sparse, functional or quantized tensors have none
         return None
-
-
-def _move(name: str, args: tuple[Any, ...], output: Any) -> Move | None:
-    """The dimension move that an operation is, or None."""
-    if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-        return None
-    given, made = tuple(args[0].shape), tuple(output.shape)
-    dims = len(given)
-    if name in _REORDERED:
-        order = list(range(dims))
-        if name == "aten::permute":
-            order = [d % dims for d in args[1]]
-        elif dims > 1:
-            first, second = (args[1] % dims, args[2] % dims) if name == "aten::transpose" else (0, 1)
-            order[first], order[second] = order[second], order[first]
-        return Move(given, made, tuple(order))
-    if name in _REGROUPED and args[0].dtype == output.dtype:
-        return Move(given, made)
-    same_kind = args[0].dtype == output.dtype and args[0].device == output.device
-    if name in _SAME or (name == "aten::expand" and given == made) or (name == "aten::_to_copy" and same_kind):
-        return Move(given, made, tuple(range(dims)))
-    return None
 
 
 def _recurrent_shapes(module: nn.RNNBase, x: Tensor) -> Any:

@@ -6,7 +6,8 @@ from operator import attrgetter
 
 from torch import fx, nn
 
-from normsurgeon.graph.recording import LayerCall, Move, Record, Value, is_layer
+from normsurgeon.graph.moves import Move
+from normsurgeon.graph.recording import LayerCall, Record, Value, is_layer
 
 
 def record_of_graphs(skeleton: nn.Module, graphs: dict[str, fx.Graph]) -> Record:

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from normsurgeon.calls import as_call
 from normsurgeon.graph.following import Followed, filled, follow, one_line
-from normsurgeon.graph.recording import Record, Shape
+from normsurgeon.graph.moves import Shape
+from normsurgeon.graph.recording import Record
 from normsurgeon.graph.skeleton import skeleton_of
 from normsurgeon.norms.layers import ChannelAffine, DropAct, LayerNormC, RmsNormC, RmsNormChw
 from normsurgeon.norms.sources import is_batch_norm

@@ -9,7 +9,6 @@ found by bisection and taken back.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valuel
 from normsurgeon.norms import sources
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery import whitening
+from normsurgeon.surgery.comparing import Run, noted, outputs_differ, reached, sums_differ
 from normsurgeon.surgery.deciding import Decision, refused, without_fold
 from normsurgeon.surgery.float64 import Float64
 from normsurgeon.surgery.replacing import replace_modules_
@@ -53,6 +53,8 @@ class Check:
     ways       of calling that were compared, the base first
     sites      converted norms that these calls reached, of how many
     precision  in which both were run
+    jumps      whether outputs jump where the input moves by rounding (what is sorted or cut off does): those ways were
+               compared at the layers alone
     unfolded   sites whose folding was taken back, and refused: sites that were refused, each since it broke the network
     problem    why it was not checked, or None
     """
@@ -62,6 +64,7 @@ class Check:
     ways: tuple[str, ...] = ()
     sites: tuple[int, int] = (0, 0)
     precision: str = "float64"
+    jumps: bool = False
     unfolded: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     problem: str | None = None
@@ -78,6 +81,8 @@ class Check:
         text += f" on {self.images} image{'s' if self.images != 1 else ''}{ways}"
         if self.precision != "float64":
             text += f" (in {self.precision})"
+        if self.jumps:
+            text += ", at every layer (outputs jump with rounding)"
         reached, of = self.sites
         if reached < of:
             text += f"; {of - reached} of {of} converted norms were not reached"
@@ -85,26 +90,6 @@ class Check:
             if names:
                 text += f"; {what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
         return text
-
-
-@dataclass
-class _Run:
-    """What one network did in one call: sums over what each layer was given and gave, call by call; its outputs."""
-
-    layers: list[tuple[str, _Sums | None, _Sums | None]]
-    outputs: list[Tensor]
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """For each index of dimension 1, a weighted sum over all others (C,), and the largest value among them all.
-
-    The weights are irregular and add up to 1, so that a sum commutes with an affine map of its channel, and what
-    differs anywhere differs in it.
-    """
-
-    sums: Tensor
-    largest: float
 
 
 @dataclass(frozen=True)
@@ -138,10 +123,10 @@ class _Prover:
         self.model, self.decisions, self.norms = model, {d.name: d for d in decisions}, norms
         self.modules = dict(model.named_modules())
         self.ways: list[_Way] = []
-        self.reference: list[_Run] = []
+        self.reference: list[Run] = []
         self.whitenings: dict[str, Affine] = {}
         self.wide = True
-        self.error, self.trials = 0.0, 0
+        self.error, self.jumps, self.trials = 0.0, False, 0
         self.problem: str | None = None
         self.unfolded: list[str] = []
         self.refused: list[str] = []
@@ -164,7 +149,7 @@ class _Prover:
                 self.ways = [_Way("eval mode", call)]
                 self._add_ways(followed, call)
                 for name, decision in self.decisions.items():
-                    if folds(decision):
+                    if decision.folds:
                         self.whitenings[name] = _random_whitening(
                             self.modules[str(decision.site.producer)], self.modules[name]
                         )
@@ -191,7 +176,7 @@ class _Prover:
         if self.problem is None:
             return decisions
         decisions = self._refuse_unreached(decisions)
-        without = [without_fold(d, "") if folds(d) else d for d in decisions]
+        without = [without_fold(d, "") if d.folds else d for d in decisions]
         if self._difference(without) is not None:
             guilty = self._culprits(without, lambda left: left)
             decisions = [
@@ -199,11 +184,11 @@ class _Prover:
                 for d in decisions
             ]
             self.refused += guilty
-        taken = {d.name for d in decisions if folds(d)}
+        taken = {d.name for d in decisions if d.folds}
         guilty = self._culprits(
-            [d for d in decisions if folds(d)],
+            [d for d in decisions if d.folds],
             lambda left: [
-                d if not folds(d) or d in left else without_fold(d, "") for d in decisions if d.status == "converted"
+                d if not d.folds or d in left else without_fold(d, "") for d in decisions if d.status == "converted"
             ],
         )
         self.unfolded += [name for name in guilty if name in taken]
@@ -222,7 +207,7 @@ class _Prover:
             runs = [self._run(self._replaced(decisions), way.call) for way in self.ways]
         except Exception:  # then bisection finds who is to blame
             return decisions
-        before, after = _reached(self.reference), _reached(runs)
+        before, after = reached(self.reference), reached(runs)
         why = "the forward reaches it past the module tree (a plain list, a closure), so replacing it has no effect"
         self.refused += [d.name for d in decisions if d.name in before - after]
         return [refused(d, why) if d.name in before - after else d for d in decisions]
@@ -245,20 +230,22 @@ class _Prover:
     def _difference(self, decisions: list[Decision]) -> str | None:
         """What differs once ``decisions`` are carried out, in words; None where nothing does."""
         self.trials += 1
-        worst = 0.0
+        worst, jumps = 0.0, False
         for way, reference in zip(self.ways, self.reference, strict=True):
             try:
                 run = self._run(self._replaced(decisions), way.call)
             except Exception as error:
                 return f"{one_line(error)} in {way.how}"
-            found = self._compare(reference, run, [d for d in decisions if folds(d)])
+            found = self._compare(reference, run, [d for d in decisions if d.folds])
             if isinstance(found, str):
                 return f"{found} in {way.how}"
-            outputs = _outputs_differ(reference, run)
-            if outputs > self.tolerance and not self._jumps(way, reference):
-                return f"the output differs by {outputs:.0e} in {way.how}"
-            worst = max(worst, found, outputs if outputs <= self.tolerance else 0.0)
-        self.error = worst
+            outputs = outputs_differ(reference, run)
+            if outputs > self.tolerance:
+                if not self._jumps(way, reference):
+                    return f"the output differs by {outputs:.0e} in {way.how}"
+                jumps, outputs = True, 0.0
+            worst = max(worst, found, outputs)
+        self.error, self.jumps = worst, jumps
         return None
 
     @property
@@ -266,7 +253,7 @@ class _Prover:
         """What counts as rounding."""
         return TOLERANCE[torch.float64 if self.wide else torch.float32]
 
-    def _compare(self, before: _Run, after: _Run, folded: Sequence[Decision]) -> float | str:
+    def _compare(self, before: Run, after: Run, folded: Sequence[Decision]) -> float | str:
         """The largest relative difference at the layers, or where there is more than rounding."""
         if [name for name, *_ in before.layers] != [name for name, *_ in after.layers]:
             return "the layers are not called as before"
@@ -280,13 +267,13 @@ class _Prover:
                 given_now = replace(given_now, sums=sums)
             made_now = made if name in producers else made_now
             for what, a, b in (("input", given, given_now), ("output", made, made_now)):
-                difference = _sums_differ(a, b) if a is not None and b is not None else 0.0
+                difference = sums_differ(a, b) if a is not None and b is not None else 0.0
                 if not difference <= self.tolerance:
                     return f"the {what} of {name} differs by {difference:.0e}"
                 worst = max(worst, difference)
         return worst
 
-    def _jumps(self, way: _Way, reference: _Run) -> bool:
+    def _jumps(self, way: _Way, reference: Run) -> bool:
         """Whether the original's own output jumps when its input is moved by rounding: what is sorted or cut off does.
 
         Its layers are then what counts.
@@ -299,7 +286,7 @@ class _Prover:
             return t.double() * (1 + size * noise) if t.is_floating_point() else t
 
         try:
-            return _outputs_differ(reference, self._run(shadow_of(self.model), way.call.map(nudged))) > self.tolerance
+            return outputs_differ(reference, self._run(shadow_of(self.model), way.call.map(nudged))) > self.tolerance
         except Exception:
             return False
 
@@ -314,7 +301,7 @@ class _Prover:
                     continue
                 reading = sources.read(modules[decision.name])  # the shadow's: drop and act go into it
                 fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
-                if folds(decision):
+                if decision.folds:
                     white = self.whitenings[decision.name]
                     _whiten_(modules[str(decision.site.producer)], white)
                     fixed = Affine(fixed.scale / white.scale, fixed.shift - fixed.scale * white.shift / white.scale)
@@ -322,12 +309,12 @@ class _Prover:
         replace_modules_(shadow, replacements)
         return shadow.eval()
 
-    def _run(self, shadow: nn.Module, call: Call) -> _Run:
-        run = _Run([], [])
+    def _run(self, shadow: nn.Module, call: Call) -> Run:
+        run = Run([], [])
         inside = tuple(f"{name}." for name in self.norms)
         for name, module in shadow.named_modules():
             if name in self.norms or (is_layer(module) and not name.startswith(inside)):
-                module.forward = _noted(name, module.forward, run)  # the shadow is this function's own
+                module.forward = noted(name, module.forward, run)  # the shadow is this function's own
         with torch.no_grad(), seeded(self.model):
             call = call.map(lambda t: t.double() if self.wide and t.is_floating_point() else t.clone())
             with Float64() if self.wide else nullcontext():
@@ -340,13 +327,14 @@ class _Prover:
         if self.problem is not None:
             return Check(problem=f"the model gives other outputs each time it is called ({self.problem})")
         converted = {d.name for d in decisions if d.status == "converted"}
-        reached = converted & _reached(self.reference)
+        called = converted & reached(self.reference)
         return Check(
             error=self.error,
-            images=_samples(self.ways[0].call),
+            images=len(self.ways[0].call),
             ways=tuple(way.how for way in self.ways),
-            sites=(len(reached), len(converted)),
+            sites=(len(called), len(converted)),
             precision="float64" if self.wide else "its own precision",
+            jumps=self.jumps,
             unfolded=tuple(self.unfolded),
             refused=tuple(self.refused),
         )
@@ -369,11 +357,6 @@ class _Fixed(nn.Module):
         return y
 
 
-def folds(decision: Decision) -> bool:
-    """Whether the producer is to absorb something."""
-    return decision.status == "converted" and (decision.whitening == "fold" or decision.target == "fold")
-
-
 def _random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:
     """Signs and powers of two, about as large as the norm's own whitening; shifts of about one standard deviation."""
     channels = out_channels(producer)
@@ -394,64 +377,6 @@ def _whiten_(producer: nn.Module, white: Affine) -> None:
     producer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     producer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     scale_rows_(producer, white.scale.to(weight.device), white.shift.to(weight.device))
-
-
-def _noted(name: str, forward: Callable[..., Any], run: _Run) -> Callable[..., Any]:
-    """A layer's ``forward`` that notes each call, by sums over what it is given and what it gives."""
-
-    def noting(*args: Any, **kwargs: Any) -> Any:
-        given = _weighted_sums(next((t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)), None))
-        output = forward(*args, **kwargs)
-        run.layers.append((name, given, _weighted_sums(output)))
-        return output
-
-    return noting
-
-
-def _reached(runs: Sequence[_Run]) -> set[str]:
-    return {name for run in runs for name, *_ in run.layers}
-
-
-def _outputs_differ(before: _Run, after: _Run) -> float:
-    if [tuple(t.shape) for t in before.outputs] != [tuple(t.shape) for t in after.outputs]:
-        return math.inf
-    return max((_relative(a, b) for a, b in zip(before.outputs, after.outputs, strict=True)), default=0.0)
-
-
-def _weighted_sums(x: Any) -> _Sums | None:
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.numel():
-        return None
-    x_NCP = (x.flatten(2) if x.ndim > 2 else x[:, :, None]).detach().double()
-    samples, _, positions = x_NCP.shape
-    weights = torch.arange(1, samples * positions + 1, dtype=torch.float64, device=x.device)
-    weights = torch.frac(weights * 0.6180339887498949) + 0.5
-    sums = torch.matmul(x_NCP, (weights / weights.sum()).view(samples, positions, 1)).sum((0, 2))
-    return _Sums(sums, float(x_NCP.abs().max()))
-
-
-def _sums_differ(a: _Sums, b: _Sums) -> float:
-    """The largest difference, relative to the largest value that was summed; infinite where one is not finite."""
-    finite = a.sums.isfinite()
-    if not torch.equal(finite, b.sums.isfinite()):
-        return math.inf
-    if not finite.all() or not math.isfinite(a.largest):
-        return 0.0 if a.sums.shape == b.sums.shape else math.inf
-    return float((a.sums - b.sums).abs().max()) / max(a.largest, 1e-30)
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest value; values that are not finite must be the same."""
-    a, b = a.detach(), b.detach()
-    if not (a.is_floating_point() or a.is_complex()):
-        return 0.0 if torch.equal(a, b) else math.inf
-    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
-    finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()):
-        return math.inf
-    a, b = a[finite], b[finite]
-    if not a.numel():
-        return 0.0
-    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
 
 
 def _small(followed: Followed, model: nn.Module) -> Iterator[Call]:
@@ -489,8 +414,3 @@ def _fitting(kwargs: dict[str, Any], ghost: Call | None, call: Call) -> dict[str
         return torch.ones((new.shape[0], *rest), dtype=value.dtype, device=new.device)
 
     return {key: fit(value) for key, value in kwargs.items()}
-
-
-def _samples(call: Call) -> int:
-    first = next((t for t in tensors_in([call.args, dict(call.kwargs)])), None)
-    return len(first) if first is not None and first.ndim else 0

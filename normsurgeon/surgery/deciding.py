@@ -67,6 +67,11 @@ class Decision:
         """The site's module path."""
         return self.site.name
 
+    @property
+    def folds(self) -> bool:
+        """Whether the producer is to absorb something."""
+        return self.status == "converted" and (self.whitening == "fold" or self.target == "fold")
+
     def to_dict(self) -> dict[str, Any]:
         """The contract's keys for one site, and the facts that the decision rests on."""
         return {

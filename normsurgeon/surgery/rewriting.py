@@ -20,7 +20,7 @@ from normsurgeon.norms.catalogue import LayerSpec, find_target
 from normsurgeon.surgery import verdict as verdicts
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
-from normsurgeon.surgery.checking import Check, check, folds
+from normsurgeon.surgery.checking import Check, check
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_calls
@@ -200,7 +200,7 @@ def _carry_out(
             if decision.status != "converted" or decision.site.functional:
                 continue
             old = modules[decision.name]
-            producer = modules[decision.site.producer] if decision.site.producer and folds(decision) else None
+            producer = modules[decision.site.producer] if decision.site.producer and decision.folds else None
             had_bias = producer is not None and producer.bias is not None
             new = _converted(old, decision, producer, values, prepared.probes.get(decision.name))
             replacements[old] = new.layer
@@ -263,7 +263,7 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
                 f"the plan was made for another model ({plan.model}): {decision.name} has {channels} channels in "
                 f"this {type(model).__name__}, and {decision.site.channels} in the plan; make a new plan"
             )
-        if folds(decision) and decision.site.producer not in modules:
+        if decision.folds and decision.site.producer not in modules:
             raise ConversionError(f"the plan folds into {decision.site.producer}, which this model does not have")
     return modules
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from normsurgeon.agreement import compare_logits
 from normsurgeon.calls import Call
-from normsurgeon.graph.following import Followed
+from normsurgeon.errors import UsageError
+from normsurgeon.graph.following import Followed, one_line
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.surgery.probing import synthetic_calls
@@ -130,9 +131,15 @@ class Reference:
 
 
 def reference(model: nn.Module, followed: Followed, probe: Call | None) -> Reference | None:
-    """The original's outputs on ``probe``, its owner's example, or what is made up; None where it does not run."""
+    """The original's outputs on ``probe``, its owner's example, or what is made up; None where it does not run.
+
+    :raises UsageError: a probe that the model cannot be called with.
+    """
     if probe is not None:
-        return Reference(probe, "images", False, _outputs(model, probe))
+        try:
+            return Reference(probe, "images", False, _outputs(model, probe))
+        except Exception as error:  # as below
+            raise UsageError(f"the model cannot be called with probe ({one_line(error)})") from error
     for call, source in synthetic_calls(model, followed, OUTPUT_IMAGES):
         try:
             outputs = _outputs(model, call)
@@ -145,14 +152,14 @@ def reference(model: nn.Module, followed: Followed, probe: Call | None) -> Refer
 def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn], followed: Followed) -> Verdict:
     """Compare the converted ``model`` with the original; its new norms are the ``stand_ins``."""
     losses: dict[str, float] = {}
-    images = _samples(before.call)
+    images = len(before.call)
     if before.synthetic and stand_ins:
         for call, _ in synthetic_calls(model, followed, NORM_IMAGES):
             try:
                 _outputs(model, call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=True))
             except Exception:  # as in reference(): the next size may do
                 continue
-            images = _samples(call)
+            images = len(call)
             break
         outputs = _outputs(model, before.call)
     else:
@@ -193,8 +200,7 @@ def _measuring(
 ) -> Iterator[None]:
     """At each new norm, how far its output is from that of the fixed affine map on the same input.
 
-    promised  bring each norm's input to the moments that the running statistics promise, and go on with the fixed map's
-              output, so that every norm sees what it would see in the original on data of its own
+    promised  bring each norm's input to the moments that the running statistics promise
     """
 
     def measured(name: str, module: nn.Module, stand_in: StandIn) -> Callable[..., Tensor]:
@@ -254,8 +260,3 @@ def _as_classifiers(
     same, kl = compare_logits(after[0].double().cpu(), before[0].double().cpu())
     share = same / images
     return share, math.sqrt(share * (1 - share) / images), max(kl / images, 0.0) if math.isfinite(kl) else kl
-
-
-def _samples(call: Call) -> int:
-    first = next(tensors_in([call.args, dict(call.kwargs)]), None)
-    return len(first) if first is not None and first.ndim else 0
