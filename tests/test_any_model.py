@@ -277,6 +277,36 @@ def test_the_float64_mode_computes_what_a_float64_copy_does(dtype):
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_scaled_weight_is_scaled_wherever_it_is_read(wide):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x):
+            return self.fc(x) + x @ self.fc.weight.data.T + x @ self.fc.weight.t().clone() + x @ self.fc.weight.mT
+
+    model, x, factors = Reader(), torch.randn(2, 3), torch.tensor([[2.0], [-1.0], [0.5]])
+    with torch.no_grad(), Float64({id(model.fc.weight): factors}, wide=wide):
+        found = model(x)
+    assert found.dtype == (torch.float64 if wide else torch.float32)
+    torch.testing.assert_close(found.float(), 4 * x @ (factors * model.fc.weight).T)
+
+
+def test_a_model_that_refuses_float64_is_checked_in_its_own_precision():
+    class Particular(Hidden):
+        def forward(self, x):
+            if x.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return super().forward(x)
+
+    result = ns.convert(alive(Particular()).float(), to="fold")
+    assert [site.target for site in result.sites] == ["fold", "fold"]
+    assert (result.check.precision, result.check.unfolded) == ("its own precision", ())
+    assert result.check.error < 1e-5
+
+
 class Hidden(nn.Module):
     """A second reader that no record sees: the raw output goes out through an object that is not looked into."""
 

@@ -46,13 +46,18 @@ def scale_rows_(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
+    weight.mul_(row_factors(layer, scale))
+    bias.mul_(scale).add_(shift)
+
+
+def row_factors(layer: nn.Module, scale: Tensor) -> Tensor:
+    """The ``scale`` (C,) of each output channel in a shape that the layer's weight can be multiplied by."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
     if isinstance(layer, _ConvTransposeNd):  # (in, out / groups, *kernel)
         per_group = scale.view(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1)
-        factors = per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
-    else:
-        factors = scale.view(-1, *[1] * (weight.ndim - 1))
-    weight.mul_(factors)
-    bias.mul_(scale).add_(shift)
+        return per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.ndim - 2))
+    return scale.view(-1, *[1] * (weight.ndim - 1))
 
 
 def is_linear_in_its_weights(layer: nn.Module) -> bool:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled, one_line
-from normsurgeon.graph.linearity import out_channels, scale_rows_
+from normsurgeon.graph.linearity import out_channels, row_factors
 from normsurgeon.graph.recording import is_layer
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valueless
 from normsurgeon.norms import sources
@@ -118,6 +117,14 @@ def check(model: nn.Module, decisions: Sequence[Decision], followed: Followed) -
     return [made.get(d.name, d) for d in decisions], prover.record(list(made.values()))
 
 
+@dataclass(frozen=True)
+class _Shadow:
+    """A model around the original's own weights, some of which are multiplied where they are read (by ``id``)."""
+
+    module: nn.Module
+    factors: dict[int, Tensor] = field(default_factory=dict)
+
+
 class _Prover:
     def __init__(self, model: nn.Module, decisions: Sequence[Decision], norms: Sequence[str]) -> None:
         self.model, self.decisions, self.norms = model, {d.name: d for d in decisions}, norms
@@ -140,7 +147,7 @@ class _Prover:
             for wide in (True, False):
                 self.wide = wide
                 try:
-                    self.reference = [self._run(shadow_of(self.model), call)]
+                    self.reference = [self._run(_Shadow(shadow_of(self.model)), call)]
                 except Exception as error:  # a foreign forward may raise anything
                     problem = f"the model could not be run ({one_line(error)})"
                     continue
@@ -162,7 +169,7 @@ class _Prover:
                 continue
             call = base.with_kwargs(**_fitting(kwargs, followed.call, base))
             try:
-                self.reference.append(self._run(shadow_of(self.model), call))
+                self.reference.append(self._run(_Shadow(shadow_of(self.model)), call))
             except Exception:  # the small input does not suit this way: it stays unchecked, and uncounted
                 continue
             self.ways.append(_Way(how, call))
@@ -286,13 +293,14 @@ class _Prover:
             return t.double() * (1 + size * noise) if t.is_floating_point() else t
 
         try:
-            return outputs_differ(reference, self._run(shadow_of(self.model), way.call.map(nudged))) > self.tolerance
+            again = self._run(_Shadow(shadow_of(self.model)), way.call.map(nudged))
+            return outputs_differ(reference, again) > self.tolerance
         except Exception:
             return False
 
-    def _replaced(self, decisions: Sequence[Decision]) -> nn.Module:
+    def _replaced(self, decisions: Sequence[Decision]) -> _Shadow:
         """A shadow of the model with fixed affines in place of the converted norms, and random whitenings folded."""
-        shadow = shadow_of(self.model)
+        shadow, factors = shadow_of(self.model), {}
         modules = dict(shadow.named_modules())
         replacements: dict[nn.Module, nn.Module] = {}
         with torch.no_grad():
@@ -303,22 +311,24 @@ class _Prover:
                 fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
                 if decision.folds:
                     white = self.whitenings[decision.name]
-                    _whiten_(modules[str(decision.site.producer)], white)
+                    producer = modules[str(decision.site.producer)]
+                    factors[id(producer.weight)] = row_factors(producer, white.scale)
+                    producer.bias = _whitened_bias(producer, white, self.wide)
                     fixed = Affine(fixed.scale / white.scale, fixed.shift - fixed.scale * white.shift / white.scale)
                 replacements[modules[decision.name]] = _Fixed(fixed, reading)
         replace_modules_(shadow, replacements)
-        return shadow.eval()
+        return _Shadow(shadow.eval(), factors)
 
-    def _run(self, shadow: nn.Module, call: Call) -> Run:
+    def _run(self, shadow: _Shadow, call: Call) -> Run:
         run = Run([], [])
         inside = tuple(f"{name}." for name in self.norms)
-        for name, module in shadow.named_modules():
+        for name, module in shadow.module.named_modules():
             if name in self.norms or (is_layer(module) and not name.startswith(inside)):
                 module.forward = noted(name, module.forward, run)  # the shadow is this function's own
         with torch.no_grad(), seeded(self.model):
             call = call.map(lambda t: t.double() if self.wide and t.is_floating_point() else t.clone())
-            with Float64() if self.wide else nullcontext():
-                output = call(shadow)
+            with Float64(shadow.factors, self.wide):
+                output = call(shadow.module)
             run.outputs = [t.detach() for t in tensors_in(output) if t.numel()]
         return run
 
@@ -369,14 +379,13 @@ def _random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:
     return Affine(scale.to(device), shift.to(device))
 
 
-def _whiten_(producer: nn.Module, white: Affine) -> None:
-    """Put ``white`` behind a layer of the shadow. Its parameters are the model's: exchanged, not changed."""
+def _whitened_bias(producer: nn.Module, white: Affine, wide: bool) -> nn.Parameter:
+    """The bias of a layer with ``white`` behind it; its weight is the model's own, and scaled where it is read."""
     weight = producer.weight
     assert isinstance(weight, Tensor)
-    bias = producer.bias.double() if isinstance(producer.bias, Tensor) else weight.new_zeros(len(white.scale)).double()
-    producer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    producer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    scale_rows_(producer, white.scale.to(weight.device), white.shift.to(weight.device))
+    bias = producer.bias.double() if isinstance(producer.bias, Tensor) else torch.zeros_like(white.shift)
+    whitened = (bias * white.scale + white.shift).to(weight.device, torch.float64 if wide else weight.dtype)
+    return nn.Parameter(whitened, requires_grad=False)
 
 
 def _small(followed: Followed, model: nn.Module) -> Iterator[Call]:

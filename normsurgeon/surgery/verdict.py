@@ -30,6 +30,9 @@ from normsurgeon.surgery.whitening import Affine, Moments
 NORM_IMAGES, OUTPUT_IMAGES = 32, 16
 """Size of the synthetic input, for the norms and for the outputs: together they cost one pass of 64 small images."""
 
+CHUNK = 2**17
+"""Values that are compared at a time: 1 MiB in float64. Activations are what a verdict's memory goes to."""
+
 CLOSE, PART = 0.11, 0.2
 """Up to which error of its norms a network is closely, and up to which it is partly what it was."""
 
@@ -231,7 +234,9 @@ def _applied(affine: Affine, x: Tensor) -> Tensor:
 def _with_moments(x: Tensor, moments: Moments) -> Tensor:
     """``x`` with each channel's mean and variance made those given; a channel that does not vary gets the mean."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
-    var, mean = torch.var_mean(x.double(), axes, correction=0)
+    few = max(1, CHUNK * x.shape[1] // x.numel())
+    parts = [torch.var_mean(part.double(), axes, correction=0) for part in x.split(few, dim=1)]
+    var, mean = (torch.cat(each) for each in zip(*parts, strict=True))
     scale = torch.where(var > 1e-12 * var.mean(), torch.sqrt(moments.var.to(x.device) / var.clamp_min(1e-30)), 0.0)
     return _applied(Affine(scale, moments.mean.to(x.device) - scale * mean), x)
 
@@ -240,11 +245,14 @@ def _error(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> float:
     if [t.shape for t in before] != [t.shape for t in after]:
         return math.inf  # a detector that finds other boxes
     squares = whole = 0.0
-    for a, b in zip(before, after, strict=True):
-        a, b = a.double(), b.double()
-        spread = (a - a.mean(0, keepdim=True)).square().sum() if a.ndim and len(a) > 1 else a.square().sum()
-        squares += float((a - b).square().sum())
-        whole += float(spread)
+    for pair in zip(before, after, strict=True):
+        count = len(pair[0]) if pair[0].ndim else 1
+        a_NF, b_NF = (t.reshape(count, -1) for t in pair)
+        few = max(1, CHUNK // count)
+        for a, b in zip(a_NF.split(few, dim=1), b_NF.split(few, dim=1), strict=True):
+            a, b = a.double(), b.double()
+            squares += float((a - b).square().sum())
+            whole += float((a - a.mean(0) if count > 1 else a).square().sum())
     return math.sqrt(squares / max(whole, 1e-30)) if math.isfinite(squares + whole) else math.inf
 
 
