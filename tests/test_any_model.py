@@ -469,6 +469,42 @@ def test_a_probe_that_the_model_refuses_is_one_clear_line():
         ns.convert(ConvNet(), to="ln", probe=torch.zeros(2, 5, 8, 8))
 
 
+class Viewer(nn.Module):
+    """Counts on the memory layout that a batch norm gives."""
+
+    def __init__(self, last: bool = False):
+        super().__init__()
+        self.last = last
+        self.linear, self.bn, self.head = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(40, 2)
+
+    def forward(self, x):
+        y = self.bn(self.linear(x).mT)  # (N, 8, 5), permuted
+        return self.head((y.mT if self.last else y).view(len(x), -1))
+
+
+@pytest.mark.parametrize("to", ["affine", "fold", "gn", "ln", "rms", "ln2d", "rms2d", "in"])
+def test_code_that_counts_on_a_batch_norms_memory_layout_still_runs(to):
+    result = ns.convert(alive(Viewer()), to=to, example_inputs=torch.randn(4, 5, 3).double())
+    assert result.model(torch.randn(2, 5, 3).double()).shape == (2, 2)
+    assert [site.status for site in result.sites] == ["converted"]
+    assert result.verdict.problem is None
+
+
+def test_a_converted_network_that_does_not_run_is_a_verdict():
+    class Images(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)).view(len(x), -1)
+
+    verdict = ns.convert(alive(Images()), to="ln2d", example_inputs=X).verdict
+    assert (verdict.kept, verdict.to_dict()["kept"]) == ("not", "not")
+    assert str(verdict).startswith("the converted network does not run (RuntimeError: view size is not compatible")
+    assert str(verdict).endswith("where it is a view, reshape does")
+
+
 def test_in_place_conversion_gives_the_same_verdict():
     one, other = (alive(timm.create_model("test_resnet")) for _ in range(2))
     other.load_state_dict(one.state_dict())

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from normsurgeon.calls import Call
 from normsurgeon.graph.moves import Move, Shape, move_of
 from normsurgeon.graph.skeleton import seeded, tensor_attributes, tensors_in
+from normsurgeon.norms.layers import laid_out
 from normsurgeon.norms.sources import is_batch_norm
 
 META_SECONDS = 3.0
@@ -283,7 +284,7 @@ class _Recorder(TorchDispatchMode):
                 value.readers.append((name, call, None))
             with _disable_current_modes(), torch.device("meta") if on_meta else nullcontext():
                 if on_meta and is_batch_norm(module) and tensors:
-                    output: Any = torch.empty_like(tensors[0])  # in Python and slow on the meta device
+                    output: Any = laid_out(torch.empty_like(tensors[0]))  # torch is slow there
                 elif on_meta and isinstance(module, nn.RNNBase) and len(tensors) == 1:
                     output = _recurrent_shapes(module, tensors[0])
                 else:

@@ -18,6 +18,16 @@ def per_channel(values_C: Tensor, like: Tensor) -> Tensor:
     return values_C.view(-1, *[1] * (like.ndim - 2))
 
 
+def laid_out(y: Tensor) -> Tensor:
+    """``y`` in the memory layout in which a batch norm gives it: contiguous, or channels last.
+
+    Code behind a batch norm may count on it (``view``), also where the input was permuted. Elementwise operations keep
+    their input's layout.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(y.ndim)
+    return y if last is not None and y.is_contiguous(memory_format=last) else y.contiguous()
+
+
 class _ChannelNorm(nn.Module):
     """What the layers of this file share: weight and bias of shape (C,), eps, and a closing drop and act."""
 
@@ -51,7 +61,7 @@ class _ChannelNorm(nn.Module):
         y = self.normalize(x)
         if self.affine:
             y = y * per_channel(self.weight, x) + per_channel(self.bias, x)
-        return self.act(self.drop(y))
+        return self.act(self.drop(laid_out(y)))
 
     def extra_repr(self) -> str:
         """Channels, eps, affine."""

@@ -22,7 +22,7 @@ from normsurgeon.graph.linearity import out_channels, row_factors
 from normsurgeon.graph.recording import is_layer
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valueless
 from normsurgeon.norms import sources
-from normsurgeon.norms.layers import per_channel
+from normsurgeon.norms.layers import laid_out, per_channel
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.comparing import Run, noted, outputs_differ, reached, sums_differ
 from normsurgeon.surgery.deciding import Decision, refused, without_fold
@@ -315,7 +315,8 @@ class _Prover:
                     factors[id(producer.weight)] = row_factors(producer, white.scale)
                     producer.bias = _whitened_bias(producer, white, self.wide)
                     fixed = Affine(fixed.scale / white.scale, fixed.shift - fixed.scale * white.shift / white.scale)
-                replacements[modules[decision.name]] = _Fixed(fixed, reading)
+                gone = decision.folds and decision.target == "fold"  # nothing is left there
+                replacements[modules[decision.name]] = _Fixed(fixed, reading, nn.Identity() if gone else laid_out)
         replace_modules_(shadow, replacements)
         return _Shadow(shadow.eval(), factors)
 
@@ -351,17 +352,17 @@ class _Prover:
 
 
 class _Fixed(nn.Module):
-    """A batch norm in eval mode, in float64: ``act(drop(scale * x + shift))``."""
+    """A batch norm in eval mode, in float64: ``act(drop(layout(scale * x + shift)))``."""
 
-    def __init__(self, affine: Affine, reading: sources.BatchNormReading) -> None:
+    def __init__(self, affine: Affine, reading: sources.BatchNormReading, layout: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.affine = affine
+        self.affine, self.layout = affine, layout
         self.drop, self.act = reading.drop, reading.act
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of shape (N, C, *) to the same shape."""
         scale, shift = (per_channel(v.to(x.device), x) for v in (self.affine.scale, self.affine.shift))
-        y = (x * scale + shift).to(x.dtype)
+        y = self.layout((x * scale + shift).to(x.dtype))
         for part in (self.drop, self.act):
             y = part(y) if part is not None else y
         return y

@@ -58,6 +58,7 @@ class Verdict:
                  of the original's deviations from its mean over the images
     agreement    for a classifier, the share of images to which both give the same answer, with its standard error
     kl           for a classifier, the mean KL divergence from the original's answers, in nats
+    problem      why the converted network could not be run, or None
     """
 
     images: int
@@ -70,10 +71,13 @@ class Verdict:
     agreement: float | None = None
     agreement_stderr: float | None = None
     kl: float | None = None
+    problem: str | None = None
 
     @property
     def kept(self) -> str:
-        """In one word: exactly, closely, partly, hardly."""
+        """In one word: exactly, closely, partly, hardly, not."""
+        if self.problem is not None:
+            return "not"
         if self.error < 1e-3:
             return "exactly"
         if self.synthetic and self.worst_site is not None:
@@ -90,6 +94,7 @@ class Verdict:
             "closely": "use it as it is; --calibrate DATA (unlabelled images) wins back a little more",
             "partly": "next: --calibrate DATA (unlabelled images), or another norm (ln and rms lose least)",
             "hardly": "of no use before it is trained; next: finetune, or another norm (ln and rms lose least)",
+            "not": "next: another norm, or keep the one before it (--keep); where it is a view, reshape does",
         }[self.kept]
 
     @property
@@ -103,6 +108,8 @@ class Verdict:
         return {**numbers, "kept": self.kept, "advice": self.advice}
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"the converted network does not run ({self.problem}); {self.advice}"
         parts = [f"function {self.kept} kept on {self.images} {self.source}"]
         if self.worst_site is not None:
             parts.append(
@@ -156,6 +163,10 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
     """Compare the converted ``model`` with the original; its new norms are the ``stand_ins``."""
     losses: dict[str, float] = {}
     images = len(before.call)
+    try:
+        outputs = _outputs(model, before.call)
+    except Exception as error:  # of a foreign forward; the original took this very input
+        return Verdict(images, before.source, before.synthetic, math.inf, math.inf, problem=one_line(error))
     if before.synthetic and stand_ins:
         for call, _ in synthetic_calls(model, followed, NORM_IMAGES):
             try:
@@ -164,9 +175,8 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
                 continue
             images = len(call)
             break
-        outputs = _outputs(model, before.call)
-    else:
-        outputs = _outputs(model, before.call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=False))
+    elif stand_ins:
+        _outputs(model, before.call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=False))
     worst = max(losses, key=losses.__getitem__, default=None)
     agreement, stderr, kl = _as_classifiers(before.outputs, outputs)
     return Verdict(
