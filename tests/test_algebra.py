@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import ConvNet, randomise_
@@ -86,6 +88,94 @@ def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, g
         layer.bias.copy_(affine.shift)
     expected = x * wanted.scale.view(1, -1, 1, 1) + wanted.shift.view(1, -1, 1, 1)
     torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
+
+
+PER_SAMPLE = sorted(name for name, target in catalogue.TARGETS.items() if not target.exact)
+
+
+@settings(max_examples=80, deadline=None)
+@given(name=st.sampled_from(PER_SAMPLE), groups=st.sampled_from([1, 2, 4]), seed=st.integers(0, 2**16))
+def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(name, groups, seed):
+    """What a norm divides by, a producer's weights may keep or not: the scale is free (where eps is 0)."""
+    generator = torch.Generator().manual_seed(seed)
+    target, channels = catalogue.TARGETS[name], 8
+    groups = {"gn": groups, "in": channels}.get(name, 1)
+    producer = nn.Conv2d(3, channels, 3).double()
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    whole = Affine(random(channels), random(channels))
+    moments = Moments(random(channels), random(channels).square() + 0.1)
+    white = Affine(random(channels), random(channels))
+    pools = groups if target.pools == "groups" else 1
+    factors = random(pools).mul(2).exp().repeat_interleave(channels // pools)
+    x, outputs = random(2, 3, 6, 6), []
+    for seen in (white, Affine(white.scale * factors, white.shift * factors)):
+        conv = copy.deepcopy(producer)
+        fold_(conv, seen)
+        wanted = Affine(whole.scale / seen.scale, whole.shift - whole.scale / seen.scale * seen.shift)
+        affine, eps = matching_affine(wanted, seen.after(moments), target, groups, 0.0, None)
+        spec = catalogue.LayerSpec(channels, groups, eps, True, 4, None, None, torch.device("cpu"), torch.float64)
+        layer = target.build(spec)
+        with torch.no_grad():
+            layer.weight.copy_(affine.scale)
+            layer.bias.copy_(affine.shift)
+        outputs.append(layer(conv(x)))
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", PRODUCERS)
+@pytest.mark.parametrize("name", ["gn", "ln", "rms2d"])
+def test_at_the_same_scale_each_pools_weights_keep_their_norm(make, name):
+    producer, target, groups = make(True, 2), catalogue.TARGETS[name], 2 if name == "gn" else 1
+    before = copy.deepcopy(producer)
+    affine = Affine(torch.randn(8).double(), torch.randn(8).double())
+    kept = whitening.at_same_scale(producer, affine, target, groups)
+    ratio = (kept.scale / affine.scale).view(groups, -1)
+    assert (ratio > 0).all()
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    torch.testing.assert_close(kept.shift / affine.shift, ratio.flatten())
+    fold_(producer, Affine(kept.scale, torch.zeros_like(kept.shift)))
+
+    old, new = (_row_norms(layer).view(groups, -1).sum(1) for layer in (before, producer))
+    torch.testing.assert_close(new, old, rtol=1e-5, atol=0)
+
+
+def _row_norms(producer):
+    """The squared L2 norm of each output channel's weights."""
+    weight = producer.weight.detach()
+    if "Transpose" in type(producer).__name__:  # (in, out / groups, *kernel), groups one after the other
+        return torch.cat([part.square().flatten(2).sum((0, 2)) for part in weight.chunk(producer.groups)])
+    return weight.square().flatten(1).sum(1)
+
+
+def test_weights_of_zeros_have_no_scale_to_keep():
+    producer = nn.Linear(3, 8)
+    nn.init.zeros_(producer.weight)
+    affine = Affine(torch.ones(8).double(), torch.ones(8).double())
+    assert whitening.at_same_scale(producer, affine, catalogue.TARGETS["gn"], 2).scale.tolist() == [1.0] * 8
+
+
+@pytest.mark.parametrize("balance", [True, False])
+@pytest.mark.parametrize("target", PER_SAMPLE)
+def test_conversion_and_calibration_keep_the_scale_of_every_producers_weights(target, balance):
+    model = randomise_(ConvNet())
+    result = ns.convert(model, to=target, balance=balance, example_inputs=torch.randn(2, 3, 16, 16))
+
+    def ratios():
+        for site in result.sites:
+            if site.folds:
+                pools = site.groups or 1
+                old, new = (_row_norms(m.get_submodule(site.site.producer)) for m in (model, result.model))
+                yield new.view(pools, -1).sum(1) / old.view(pools, -1).sum(1)
+
+    assert any(site.folds for site in result.sites)
+    for ratio in ratios():
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-4, atol=0)
+    ns.calibrate(result, [(torch.randn(40, 3, 16, 16), None)])
+    for ratio in ratios():
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-4, atol=0)
 
 
 def test_on_whitened_input_gamma_and_beta_are_copied():

@@ -326,11 +326,11 @@ def _solved(
         return whole, reading.eps, None
     moments, wanted = whitening.moments_of(reading), whole
     if producer is not None:
-        wanted = gamma_beta
         if probe is not None:
             alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
             white = whitening.Affine(alpha * white.scale, alpha * white.shift)
-            wanted = whitening.Affine(gamma_beta.scale / alpha, gamma_beta.shift)
+        white = whitening.at_same_scale(producer, white, target, decision.groups or 1)
+        wanted = whitening.Affine(whole.scale / white.scale, whole.shift - whole.scale / white.scale * white.shift)
         whitening.fold_(producer, white)
         moments = white.after(moments)
     affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)

@@ -104,6 +104,22 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
         bias.copy_(bias.double() * scale + affine.shift)
 
 
+def at_same_scale(producer: nn.Module, affine: Affine, target: Target, groups: int) -> Affine:
+    """``affine`` times one positive factor a pool of T, so that folding it leaves each pool's weights their L2 norm.
+
+    T, which divides by the scale of its pools, takes the factor out again (up to eps, which then counts beside features
+    as large as the batch norm's own). Training does not: behind a norm, the effective learning rate of W goes with
+    1 / ||W||² (van Laarhoven, arXiv:1706.05350), so a recipe that suits the original suits the conversion as well.
+    """
+    rows_C = _rows(producer).square().sum(1)
+    pools = groups if target.pools == "groups" else 1
+    before_G = rows_C.view(pools, -1).sum(1)
+    after_G = (rows_C * affine.scale.square().to(rows_C.device)).view(pools, -1).sum(1)
+    factor_G = torch.where((before_G > 0) & (after_G > 0), torch.sqrt(before_G / after_G), 1.0)
+    factor_C = factor_G.repeat_interleave(len(rows_C) // pools).to(affine.scale.device)
+    return Affine(factor_C * affine.scale, factor_C * affine.shift)
+
+
 def change_of_producer(old: nn.Module, new: nn.Module) -> Affine:
     """The scale and shift per channel by which a layer's output changed, from its weights: least squares in float64.
 
