@@ -1,0 +1,70 @@
+"""Which network is the best start for training: a BatchNorm network, what others make of it, or a conversion.
+
+    python benchmarks/trainability.py PART [--network resnet20] [--seeds 3] [--minutes 60] [--results FOLDER]
+
+Every start is trained at every learning rate with the same images in the same order; compared are the best rates of
+each, over seeds in pairs. Parts: ``rates`` (SGD, batches of 2, many learning rates), ``batches`` (SGD and AdamW,
+batches of 1 to 32, two domains). Runs are written as they end, so that a part that was stopped, or ran out of
+``--minutes``, goes on where it was; the table is of what is done. Weights and images: ../shared/data/cifar10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from training import cifar, supervised
+from training.cells import Cell, product, read, table, write
+from training.starts import STARTS
+
+RATES = (1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 3e-3)
+
+
+def cells(part: str, network: str, seeds: int) -> list[Cell]:
+    """What a part runs, in order."""
+    if part == "rates":
+        return product(part, network, ["grey"], ["sgd 2"], RATES, STARTS[:7], seeds)
+    settings = [f"{optimizer} {size}" for optimizer in ("sgd", "adamw") for size in (1, 2, 4, 32)]
+    return product(part, network, ["grey", "fashion"], settings, RATES[1::2], STARTS, seeds)
+
+
+RUN = {"rates": supervised.run, "batches": supervised.run}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=sorted(RUN))
+    parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet56"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--results", type=Path, default=Path("trainability"))
+    parser.add_argument("--against", default="bn", help="the start that others are compared with")
+    options = parser.parse_args()
+    if not cifar.available():
+        print(f"no networks at {cifar.FOLDER}: this benchmark needs the CIFAR sample", file=sys.stderr)
+        return 1
+    torch.set_num_threads(1)
+    file = options.results / f"{options.part}-{options.network}.jsonl"
+    wanted, done = cells(options.part, options.network, options.seeds), read(file)
+    end = time.monotonic() + 60 * options.minutes
+    for cell in wanted:
+        if cell in done:
+            continue
+        if time.monotonic() > end:
+            break
+        started = time.perf_counter()
+        top1 = RUN[cell.part](cell)
+        write(file, cell, top1, time.perf_counter() - started)
+        done[cell] = top1
+        print(
+            f"{len(done)}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}", flush=True
+        )
+    print(table({cell: done[cell] for cell in wanted if cell in done}, options.against))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

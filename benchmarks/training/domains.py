@@ -1,0 +1,66 @@
+"""The tasks that a pretrained network is moved to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training import cifar
+
+DOMAINS = ("grey", "fashion")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network (BatchNorm, in eval mode) and images to train and test it on, pre-processed."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+    new_head: bool
+
+    def fit_head_(self, model: nn.Module, seed: int) -> None:
+        """Other labels need another last layer: of zeros, as good as any for a layer without one behind it."""
+        if self.new_head:
+            head = model.linear
+            assert isinstance(head, nn.Linear)
+            model.linear = nn.Linear(head.in_features, self.classes)
+            nn.init.zeros_(model.linear.weight)
+            nn.init.zeros_(model.linear.bias)
+
+
+@cache
+def load(network: str, domain: str, train_images: int, test_images: int) -> Task:
+    """``grey``: CIFAR-10, grey, blurred, of low contrast. ``fashion``: Fashion-MNIST, other images and other labels."""
+    model = cifar.network(network)
+    if domain == "grey":
+        parts = []
+        for split, count in (("train", train_images), ("test", test_images)):
+            x, y = cifar.images(split)
+            parts += [cifar.normalized(cifar.grey(x[:count])), y[:count]]
+        return Task(model, *parts, classes=10, new_head=False)
+    parts = []
+    for split, count in (("train", train_images), ("test", test_images)):
+        x, y = _fashion(split, count)
+        parts += [cifar.normalized(x), y]
+    return Task(model, *parts, classes=10, new_head=True)
+
+
+def _fashion(split: str, count: int) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) from 0 to 1, padded from 28 pixels, and labels, in a fixed random order."""
+    from torchvision.transforms.functional import to_tensor
+
+    from normsurgeon.data.sources import open_source
+
+    source = open_source("fashion-mnist", split=split)
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    pairs = [source[index] for index in order]
+    x = torch.stack([to_tensor(image) for image, _ in pairs])
+    return F.pad(x.expand(-1, 3, -1, -1), (2, 2, 2, 2)), torch.tensor([int(label) for _, label in pairs])
