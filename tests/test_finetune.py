@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 import normsurgeon as ns
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.errors import DataError, TrainingError, UsageError
+from normsurgeon.training.watching import FirstUpdates
 
 STEADY = {"sched": "constant", "warmup_epochs": 0.0, "device": "cpu"}
 
@@ -363,3 +365,36 @@ def test_a_dataset_is_checked_before_it_trains(convnet):
         UsageError, match=r"^the data set gives a str as image \d+; give it a transform that makes tensors$"
     ):
         ns.finetune(convnet, raw, steps=1, device="cpu")
+
+
+def test_first_updates_that_raise_the_loss_many_times_over_name_a_rate_to_try(convnet):
+    net, said = converted(convnet, "gn").model, []
+    with torch.no_grad():
+        net.head.weight.mul_(20)
+        x = images()
+        data = [(x, net.eval()(x).argmax(1))]  # its own answers: the loss is small at first
+    ns.finetune(net, data, steps=25, lr=0.1, opt="momentum", clip_grad=None, say=said.append, **STEADY)
+    warnings = [line for line in said if "the loss rose" in line]
+    assert len(warnings) == 1
+    assert re.fullmatch(
+        r"the loss rose from 0\.\d+ to \S+ in the first 9 updates: the learning rate is too high for this network; "
+        r"try lr=0\.03 \(--lr 0\.03\), or a longer warm-up",
+        warnings[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "risen"),
+    [
+        ([1.0] * 8 + [4.0] * 8, True),
+        ([1.0] * 8 + [2.5] * 40, False),
+        ([0.001] * 8 + [0.4] * 40, False),  # still small
+        ([1.0, 9.0] * 30, False),  # single batches vary
+        ([9.0] * 8 + [2.3] * 30, False),
+        ([1.0] * 200 + [9.0] * 20, False),  # no longer the first
+    ],
+)
+def test_only_a_rise_of_the_mean_loss_in_the_first_updates_counts(losses, risen):
+    updates = FirstUpdates(2)
+    found = [rise for loss in losses if (rise := updates.add(loss)) is not None]
+    assert len(found) == risen

@@ -28,7 +28,7 @@ from normsurgeon.training.seeding import STEP, seed_everything
 from normsurgeon.training.settings import Settings
 from normsurgeon.training.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.training.taps import tapped
-from normsurgeon.training.watching import where_nonfinite
+from normsurgeon.training.watching import EARLY, FirstUpdates, where_nonfinite
 
 
 @dataclass
@@ -89,6 +89,7 @@ class Loop:
         self.window = Window()
         self.parameters = list(student.model.parameters())
         _, self.dtype = home_of(student.core)
+        self.first_updates = FirstUpdates(feed.batch_size)
         self.skipped: set[str] = set()
         share = feed.batch_size // feed.world
         self.micro = -(-share // settings.grad_accum)
@@ -153,6 +154,7 @@ class Loop:
             self.skipped |= set(skipped)
             values = self._update(images, labels)
             self.step += 1
+            self._warn_of_a_rise(values["loss"])
             if self.student.ema is not None:
                 self.student.ema.update(self.student.core, step=self.step)
             now = time.perf_counter()
@@ -281,6 +283,18 @@ class Loop:
         self._teacher_taps.clear()
         return {"loss": loss, **found}
 
+    def _warn_of_a_rise(self, loss: float) -> None:
+        risen = self.first_updates.add(loss) if self.step <= EARLY else None
+        if risen is not None:
+            lower = self._rate() / 3
+            self.say(
+                f"the loss rose from {risen[0]:.2g} to {risen[1]:.2g} in the first {self.step} updates: the learning "
+                f"rate is too high for this network; try lr={lower:.1g} (--lr {lower:.1g}), or a longer warm-up"
+            )
+
+    def _rate(self) -> float:
+        return max(group["lr"] for group in self.student.optimizer.param_groups)
+
     def _diverged(self, images: Tensor, targets: Tensor | None) -> None:
         single = self.accelerator.num_processes == 1
         with nullcontext() if single else self.accelerator.no_sync(self.student.model):
@@ -307,7 +321,7 @@ class Loop:
             return one_value(error, core, self.teacher, given, larger, lambda: core(part))
 
     def _note(self, values: dict[str, float]) -> None:
-        rate = max(group["lr"] for group in self.student.optimizer.param_groups)
+        rate = self._rate()
         epoch = self.step / self.feed.per_epoch
         if self.step % self.every == 0 or self.step == self.steps:
             row = self.window.take()

@@ -12,6 +12,15 @@ from torch import Tensor, nn
 
 from normsurgeon.inference import first_tensor
 
+EARLY, WINDOW = 200, 8
+"""How many updates are the first, and over how many of them the present loss is averaged."""
+
+FEW_IMAGES = 16
+"""The loss at the start is that of so many images, or of the first batch: single images vary."""
+
+RISE, SMALL = 3.0, 0.5
+"""By how much a loss has to rise to be reported; one below ``SMALL`` nats may grow to that without harm."""
+
 
 class Stop:
     """Whether somebody asked the run to stop, and how."""
@@ -45,6 +54,27 @@ def stopped_by_signals() -> Iterator[Stop]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)  # type: ignore[arg-type]
+
+
+class FirstUpdates:
+    """Whether the first updates of a run raise the loss many times over, as a learning rate that is too high does."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.start = -(-FEW_IMAGES // batch_size)
+        self.losses: list[float] = []
+
+    def add(self, loss: float) -> tuple[float, float] | None:
+        """The mean loss at first and now, once, where it has risen ``RISE``-fold (and is not small); else None."""
+        if len(self.losses) >= EARLY:
+            return None
+        self.losses.append(loss)
+        if len(self.losses) < self.start + WINDOW:
+            return None
+        first, now = sum(self.losses[: self.start]) / self.start, sum(self.losses[-WINDOW:]) / WINDOW
+        if now <= RISE * max(first, SMALL):
+            return None
+        self.losses = [0.0] * EARLY  # once is enough
+        return first, now
 
 
 def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:
