@@ -38,7 +38,7 @@ class Origin:
     history: tuple[Mapping[str, Any], ...] = ()
     data: Mapping[str, Any] | None = None
     eps: Mapping[str, float] = field(default_factory=dict)
-    """Where a plan softens: each layer's eps, which came from statistics that are gone by now."""
+    """Each new norm's eps: it goes with the scale of its input, which came from statistics that are gone by now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, the header of a checkpoint."""
@@ -129,8 +129,9 @@ def save(
     else:
         model, origin = result, origin_of(result)
     check_writable(path)
-    if any(decision.eps is not None for plan in origin.plans for decision in plan.decisions):
-        modules = model.named_modules()
+    if origin.plans:
+        converted = {d.name for plan in origin.plans for d in plan.decisions if d.status == "converted"}
+        modules = [(name, module) for name, module in model.named_modules() if name in converted]
         origin = replace(origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)})
     origin = _rebuildable(model, origin, str(path), say)
     try:

@@ -127,11 +127,11 @@ def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(nam
 
 @pytest.mark.parametrize("make", PRODUCERS)
 @pytest.mark.parametrize("name", ["gn", "ln", "rms2d"])
-def test_at_the_same_scale_each_pools_weights_keep_their_norm(make, name):
+def test_at_a_scale_each_pools_weights_have_their_norm_times_the_gain(make, name):
     producer, target, groups = make(True, 2), catalogue.TARGETS[name], 2 if name == "gn" else 1
     before = copy.deepcopy(producer)
     affine = Affine(torch.randn(8).double(), torch.randn(8).double())
-    kept = whitening.at_same_scale(producer, affine, target, groups)
+    kept = whitening.at_scale(producer, affine, target, groups, 3.0)
     ratio = (kept.scale / affine.scale).view(groups, -1)
     assert (ratio > 0).all()
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
@@ -139,7 +139,7 @@ def test_at_the_same_scale_each_pools_weights_keep_their_norm(make, name):
     fold_(producer, Affine(kept.scale, torch.zeros_like(kept.shift)))
 
     old, new = (_row_norms(layer).view(groups, -1).sum(1) for layer in (before, producer))
-    torch.testing.assert_close(new, old, rtol=1e-5, atol=0)
+    torch.testing.assert_close(new, 9 * old, rtol=1e-5, atol=0)
 
 
 def _row_norms(producer):
@@ -154,12 +154,12 @@ def test_weights_of_zeros_have_no_scale_to_keep():
     producer = nn.Linear(3, 8)
     nn.init.zeros_(producer.weight)
     affine = Affine(torch.ones(8).double(), torch.ones(8).double())
-    assert whitening.at_same_scale(producer, affine, catalogue.TARGETS["gn"], 2).scale.tolist() == [1.0] * 8
+    assert whitening.at_scale(producer, affine, catalogue.TARGETS["gn"], 2, 3.0).scale.tolist() == [1.0] * 8
 
 
 @pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize("target", PER_SAMPLE)
-def test_conversion_and_calibration_keep_the_scale_of_every_producers_weights(target, balance):
+def test_conversion_doubles_the_scale_of_every_producers_weights_and_calibration_keeps_it(target, balance):
     model = randomise_(ConvNet())
     result = ns.convert(model, to=target, balance=balance, example_inputs=torch.randn(2, 3, 16, 16))
 
@@ -172,10 +172,10 @@ def test_conversion_and_calibration_keep_the_scale_of_every_producers_weights(ta
 
     assert any(site.folds for site in result.sites)
     for ratio in ratios():
-        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-4, atol=0)
+        torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
     ns.calibrate(result, [(torch.randn(40, 3, 16, 16), None)])
     for ratio in ratios():
-        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-4, atol=0)
+        torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
 
 
 def test_on_whitened_input_gamma_and_beta_are_copied():

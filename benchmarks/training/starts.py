@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -20,12 +21,12 @@ def start(model: nn.Module, name: str, images: Tensor) -> nn.Module:
     """A new network, made of ``model`` (in eval mode); a calibrated one has seen ``images``, without labels."""
     target, _, how = name.partition(" ")
     if target == "bn":
-        return ns.convert(model, to="affine", keep=["*"]).model
+        return copy.deepcopy(model)
     if target == "swap":
         return ns.plain_swap(model, "gn")
     result = ns.convert(model, to=target, example_inputs=images[:2], verdict=False)
     if how == "calibrated":
-        ns.calibrate_(result, [images[:CALIBRATION_IMAGES]])
+        ns.calibrate(result, [(images[:CALIBRATION_IMAGES], None)])
     return result.model
 
 

@@ -324,16 +324,17 @@ def _solved(
         if producer is not None:
             whitening.fold_(producer, whole)
         return whole, reading.eps, None
-    moments, wanted = whitening.moments_of(reading), whole
+    moments, wanted, eps = whitening.moments_of(reading), whole, reading.eps
     if producer is not None:
         if probe is not None:
             alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
             white = whitening.Affine(alpha * white.scale, alpha * white.shift)
-        white = whitening.at_same_scale(producer, white, target, decision.groups or 1)
+        white = whitening.at_scale(producer, white, target, decision.groups or 1, whitening.GAIN)
+        eps *= whitening.GAIN**2  # of features that much larger
         wanted = whitening.Affine(whole.scale / white.scale, whole.shift - whole.scale / white.scale * white.shift)
         whitening.fold_(producer, white)
         moments = white.after(moments)
-    affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, reading.eps, decision.eps)
+    affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, eps, decision.eps)
     return affine, eps, StandIn(wanted, moments)
 
 

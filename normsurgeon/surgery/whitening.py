@@ -17,6 +17,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from normsurgeon.norms.catalogue import Target
 from normsurgeon.norms.sources import BatchNormReading
 
+GAIN = 2.0
+"""Folding multiplies the L2 norm of a pool's weights by this.
+
+Behind a batch norm, a gradient has no part along each channel's mean and scale over the batch. Behind a per-sample norm
+it has, and is about twice as large on the data that the network was trained on, and more on other data. A weight twice
+as large moves a quarter as far (docs/decisions.md 13).
+"""
+
 CHUNK = 2**17
 """Weights that are scaled at a time: 1 MiB in float64."""
 
@@ -104,18 +112,19 @@ def fold_(producer: nn.Module, affine: Affine) -> None:
         bias.copy_(bias.double() * scale + affine.shift)
 
 
-def at_same_scale(producer: nn.Module, affine: Affine, target: Target, groups: int) -> Affine:
-    """``affine`` times one positive factor a pool of T, so that folding it leaves each pool's weights their L2 norm.
+def at_scale(producer: nn.Module, affine: Affine, target: Target, groups: int, gain: float) -> Affine:
+    """``affine`` times one positive factor a pool of T, so that folding it multiplies the L2 norm of each pool's
+    weights by ``gain``.
 
-    T, which divides by the scale of its pools, takes the factor out again (up to eps, which then counts beside features
-    as large as the batch norm's own). Training does not: behind a norm, the effective learning rate of W goes with
-    1 / ||W||² (van Laarhoven, arXiv:1706.05350), so a recipe that suits the original suits the conversion as well.
+    T, which divides by the scale of its pools, takes the factor out again (up to eps). Training does not: behind a
+    norm, the effective learning rate of W goes with 1 / ||W||² (van Laarhoven, arXiv:1706.05350), and folding alone
+    divides each row of W by a standard deviation, whatever that is.
     """
     rows_C = _rows(producer).square().sum(1)
     pools = groups if target.pools == "groups" else 1
     before_G = rows_C.view(pools, -1).sum(1)
     after_G = (rows_C * affine.scale.square().to(rows_C.device)).view(pools, -1).sum(1)
-    factor_G = torch.where((before_G > 0) & (after_G > 0), torch.sqrt(before_G / after_G), 1.0)
+    factor_G = torch.where((before_G > 0) & (after_G > 0), gain * torch.sqrt(before_G / after_G), 1.0)
     factor_C = factor_G.repeat_interleave(len(rows_C) // pools).to(affine.scale.device)
     return Affine(factor_C * affine.scale, factor_C * affine.shift)
 
