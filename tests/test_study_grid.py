@@ -26,6 +26,7 @@ from normsurgeon.training.settings import Settings
 
 LEAST = {"models": "resnet8", "norms": "gn", "datasets": "digits"}
 HEAD = "models: resnet8\nnorms: gn\ndatasets: digits\n"
+CONVERTED = f"{HEAD}start: converted\n"
 WHOLE = """\
 name: quick
 title: Three norms on digits
@@ -245,6 +246,52 @@ def test_every_key_and_entry_has_the_line_that_it_is_written_on(keys, blank):
         (f"{HEAD}activations: relo\n", "study.yaml:4: unknown activation 'relo'; did you mean 'relu'?"),
         (f"{HEAD}preprocessing: zca2\n", "study.yaml:4: unknown pre-processing 'zca2'; did you mean 'zca'?"),
         (f"{HEAD}start: convert\n", "study.yaml:4: unknown start 'convert'; did you mean 'converted'?"),
+        (
+            f"{HEAD}start:\n- scratch\n- converted\n",
+            "study.yaml:4: start: converted begins from trained weights, and there are none of resnet8; add "
+            "pretraining: {epochs: 8}, which trains them, or give a file of weights as the model",
+        ),
+        (
+            f"{HEAD}start: scratch\npretraining: {{epochs: 8}}\n",
+            "study.yaml:5: pretraining trains the networks that start: converted begins from, and no cell does; "
+            "try start: [scratch, converted], or leave it out",
+        ),
+        (
+            f"{CONVERTED}pretraining: 8\n",
+            "study.yaml:5: pretraining=8 must be a mapping, such as pretraining: {epochs: 8}",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  epoch: 8\n",
+            "study.yaml:6: unknown key 'epoch' under pretraining; did you mean 'epochs'?",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  lr: 0.1\n",
+            "study.yaml:6: unknown key 'lr' under pretraining; did you mean 'learning_rate'?",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  image_size: 8\n",
+            "study.yaml:6: 'image_size' is no key of pretraining; all networks of a study share that of training",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  weight_decay: 0.1\n",
+            "study.yaml:6: 'weight_decay' is no key of pretraining; it goes under its regularization",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  regularization:\n    drop: 2\n",
+            "study.yaml:7: drop=2.0 must be a number, 0 to 1",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  learning_rate: 0\n",
+            "study.yaml:6: learning_rate=0 must be a finite number, above 0",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  epochs: 8\n  steps: 8\n",
+            "study.yaml:7: give epochs or steps, and not both",
+        ),
+        (
+            f"{CONVERTED}pretraining:\n  optimizer: sgdd\n",
+            "study.yaml:6: unknown optimizer 'sgdd'; did you mean 'sgd'?",
+        ),
         (f"{HEAD}analysis: 2\n", "study.yaml:4: analysis=2 must be true or false"),
         (
             f"{HEAD}name: a/b\n",
@@ -311,7 +358,8 @@ def test_a_mistake_is_one_line_with_its_line_number(tmp_path, text, error):
 def test_an_unknown_key_with_no_near_one_is_told_all_of_them(tmp_path):
     assert error_of(tmp_path, f"{HEAD}xyzzy: 1\n") == (
         "study.yaml:4: unknown key 'xyzzy'; there are models, norms, datasets, batch_sizes, activations, "
-        "preprocessing, regularization, learning_rates, start, seeds, training, analysis, keep_checkpoints, name, title"
+        "preprocessing, regularization, learning_rates, start, seeds, training, pretraining, analysis, "
+        "keep_checkpoints, name, title"
     )
 
 
@@ -404,8 +452,9 @@ def test_a_grid_is_frozen_and_a_changed_one_is_checked_again():
     st.lists(st.sampled_from(["none", {"mixup": 0.2}, {"dropout": 0.5, "weight_decay": 1e-4}]), min_size=1, max_size=3),
     st.integers(1, 4) | st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4),
     st.sampled_from([{}, {"steps": 7}, {"optimizer": "adamw", "scale": [0.5, 1]}, {"lr_batch_size": None}]),
+    st.sampled_from([None, {}, {"epochs": 2}, {"steps": 9, "opt": "sgd", "regularization": {"drop": 0.1}}]),
 )
-def test_a_grid_survives_json_and_yaml(norms, sizes, regularization, seeds, training):
+def test_a_grid_survives_json_and_yaml(norms, sizes, regularization, seeds, training, pretraining):
     grid = Grid.from_dict(
         {
             **LEAST,
@@ -414,6 +463,8 @@ def test_a_grid_survives_json_and_yaml(norms, sizes, regularization, seeds, trai
             "regularization": regularization,
             "seeds": seeds,
             "training": training,
+            "start": "scratch" if pretraining is None else ["random", "converted"],
+            "pretraining": pretraining,
         }
     )
     assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
@@ -458,10 +509,44 @@ def test_every_axis_of_the_grid_reaches_its_own_field_of_a_cell():
         "norms": "rms",
         "seeds": [9],
         "training": {"lr_batch_size": None},
+        "pretraining": {"epochs": 2},
     }
     (cell,) = Grid.from_dict(values).cells()
     assert cell == Cell("resnet14", "fashion-mnist", "converted", "silu", "zca", (("drop", 0.1),), 16, 0.3, "rms", 9)
     assert len(AXES) == 10
+
+
+def test_a_pretraining_is_as_the_training_but_for_what_it_says():
+    training = {"steps": 20, "optimizer": "adamw", "image_size": 16, "test_images": 50, "judge": "epoch"}
+    values = {**LEAST, "start": "converted", "training": training}
+    grid = Grid.from_dict({**values, "pretraining": {"epochs": 3, "dataset": "fashion-mnist"}})
+    assert (grid.pretraining.training.epochs, grid.pretraining.training.steps) == (3, None)
+    beneath = grid.of_originals()
+    assert (beneath.training.opt, beneath.training.image_size, beneath.training.test_images) == ("adamw", 16, 50)
+    assert (beneath.training.judge, beneath.analysis, beneath.start) == ("last", False, ("scratch",))
+    same = Grid.from_dict({**values, "pretraining": {}})
+    assert same.of_originals().training == replace(same.training, judge="last")
+    assert Grid.from_dict({**values, "pretraining": {"optimizer": "sgd"}}).pretraining.training.opt == "sgd"
+
+
+def test_every_norm_rate_and_batch_size_begins_from_one_network():
+    axes = {"norms": ["bn", "gn"], "learning_rates": [0.1, 0.2], "batch_sizes": [8, 64], "seeds": [4, 9]}
+    pretraining = {"learning_rate": 0.05, "batch_size": 64, "regularization": {"weight_decay": 5e-4}}
+    grid = Grid.from_dict({**LEAST, **axes, "start": "converted", "pretraining": pretraining})
+    assert list(dict.fromkeys(grid.original(cell) for cell in grid.cells())) == [
+        Cell("resnet8", "digits", regularization=(("weight_decay", 5e-4),), batch_size=64, lr=0.1, seed=seed)
+        for seed in (4, 9)
+    ]
+
+
+def test_a_file_of_weights_is_not_trained_before_it_is_converted(tmp_path):
+    file = tmp_path / "bn.safetensors"
+    file.touch()
+    text = f"models:\n- resnet8\n- {file}\nnorms: gn\ndatasets: digits\nstart: converted\npretraining: {{epochs: 8}}\n"
+    assert error_of(tmp_path, text) == (
+        f"study.yaml:3: {file} is a file of trained weights, and pretraining begins from random ones; leave "
+        "pretraining out, or name the network"
+    )
 
 
 def test_two_names_of_one_thing_are_one_cell():

@@ -172,10 +172,11 @@ def _view(grid: Grid) -> Iterator[Any]:
 
         def watch(told: Progress) -> None:
             found = told.outcome
+            label = f"to begin from: {name(told.cell)}" if told.original else name(told.cell)
             bar.update(whole, completed=told.done)
             if found is None:
                 if told.cell not in tasks:
-                    tasks[told.cell] = bar.add_task(name(told.cell), total=100)
+                    tasks[told.cell] = bar.add_task(label, total=100)
                 bar.update(tasks[told.cell], completed=round(100 * told.share))
                 return
             if told.cell in tasks:
@@ -183,6 +184,6 @@ def _view(grid: Grid) -> Iterator[Any]:
             accuracy = found.accuracy
             result = f"{100 * accuracy:.2f} %" if accuracy is not None else f"{found.status}: {found.reason}"
             if not live or found.status != "done":
-                tell(f"{told.done}/{told.total}  {name(told.cell)}: {result}  ({found.seconds:.0f} s)")
+                tell(f"{told.done}/{told.total}  {label}: {result}  ({found.seconds:.0f} s)")
 
         yield watch, tell

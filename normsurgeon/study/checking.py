@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from normsurgeon.errors import DataError, LoadingError, UsageError, WeightsUnava
 from normsurgeon.study.decorrelating import Zca
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
+from normsurgeon.study.originals import untrained_original
 from normsurgeon.study.preparing import forget, open_data
 from normsurgeon.study.records import Cell
 from normsurgeon.study.running import config_of
@@ -24,8 +26,9 @@ def check(grid: Grid) -> dict[Cell, str]:
     forget()
     impossible: dict[Cell, str] = {}
     seen: dict[tuple[Any, ...], str | None] = {}
+    originals: dict[Cell, str | None] = {}
     for cell in grid.cells():
-        reason = grid.impossible(cell)
+        reason = grid.impossible(cell) or _original_problem(grid, cell, originals)
         kind = (cell.model, cell.start, cell.dataset, cell.activation, cell.norm, cell.preprocessing)
         if reason is None and kind not in seen:
             seen[kind] = _problem(grid, cell)
@@ -42,7 +45,7 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
     except DataError as error:
         raise DataError(f"the study's data set {cell.dataset} cannot be used: {error}") from error
     try:
-        model = build_network(cell, data.classes, data.channels).eval()
+        model = build_network(cell, data.classes, data.channels, untrained_original(grid, cell)).eval()
     except WeightsUnavailableError as error:
         raise WeightsUnavailableError(
             f"the published weights of the study's network {cell.model} are out of reach; "
@@ -64,6 +67,18 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
         said = " ".join(str(error).split())[:160]
         return f"{cell.model} takes no images of {' × '.join(map(str, shape))} ({type(error).__name__}: {said})"
     return None
+
+
+def _original_problem(grid: Grid, cell: Cell, seen: dict[Cell, str | None]) -> str | None:
+    """What is wrong with the run that trains what a cell begins from; ``seen``: what is known of other cells'."""
+    original = grid.original(cell)
+    if original is None:
+        return None
+    if (kind := replace(original, seed=0)) not in seen:
+        beneath = grid.of_originals()
+        seen[kind] = beneath.impossible(original) or _problem(beneath, original) or _too_large(beneath, original)
+    reason = seen[kind]
+    return f"pretraining: {reason}" if reason else None
 
 
 def _too_large(grid: Grid, cell: Cell) -> str | None:

@@ -23,7 +23,7 @@ from normsurgeon.errors import EnvironmentProblem, TrainingStopped
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.preparing import forget
 from normsurgeon.study.records import Cell, Outcome
-from normsurgeon.study.running import run_cell
+from normsurgeon.study.running import run_cell, work_file
 
 TOLD_EVERY = 0.5
 """Seconds between two words about a cell's progress."""
@@ -34,11 +34,13 @@ READY = "ready"
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker knows: the grid, the folder for kept networks (or None), and the device (or None)."""
+    """What every worker knows: the grid, the folder for kept networks (or None), the device (or None), and the folder
+    of the networks that converted cells begin from (or None)."""
 
     grid: Grid
     networks: Path | None = None
     device: str | None = None
+    originals: Path | None = None
 
     def do(self, cell: Cell, tell: Callable[[float], None] | None = None) -> Outcome:
         """Run a cell; ``tell`` hears the share that is done, twice a second."""
@@ -51,12 +53,7 @@ class Work:
                 tell(row["step"] / row["steps"])
 
         keep = work_file(self.networks, cell) if self.networks else None
-        return run_cell(self.grid, cell, keep=keep, device=self.device, on_progress=listen)
-
-
-def work_file(networks: Path, cell: Cell) -> Path:
-    """Where a cell's network is kept."""
-    return networks / f"{cell.key}.safetensors"
+        return run_cell(self.grid, cell, keep=keep, originals=self.originals, device=self.device, on_progress=listen)
 
 
 Told = Callable[[Cell, float], None]

@@ -11,6 +11,7 @@ from torch import nn
 
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
+from normsurgeon.study.originals import originals_of, untrained_original
 from normsurgeon.study.preparing import open_data
 from normsurgeon.study.records import Cell
 from normsurgeon.study.running import config_of
@@ -39,18 +40,21 @@ def estimate_seconds(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for number, cell in enumerate(cells):
-            data = open_data(cell.dataset, grid.training.train_images, grid.training.test_images)
+        runs = [(grid, cell) for cell in cells]
+        if originals := originals_of(grid, cells):
+            runs = [(grid.of_originals(), original) for original in originals] + runs
+        for number, (of, cell) in enumerate(runs):
+            data = open_data(cell.dataset, of.training.train_images, of.training.test_images)
             kind = (cell.model, cell.dataset, cell.start, cell.activation, cell.norm, cell.batch_size)
             if kind not in known:
-                network = build_network(cell, data.classes, data.channels)
-                known[kind] = _timed(network, config_of(network, grid.training.image_size).input_size, cell.batch_size)
+                network = build_network(cell, data.classes, data.channels, untrained_original(of, cell))
+                known[kind] = _timed(network, config_of(network, of.training.image_size).input_size, cell.batch_size)
             update, test = known[kind]
-            steps, looks = _length(grid, cell, len(data.train))
+            steps, looks = _length(of, cell, len(data.train))
             seconds = steps * (update + LOOP) + looks * test * len(data.test)
             total, longest = total + seconds, max(longest, seconds)
             if on_progress is not None:
-                on_progress(number + 1, len(cells))
+                on_progress(number + 1, len(runs))
     finally:
         torch.set_num_threads(threads)
     return STARTING + max(total / jobs, longest)

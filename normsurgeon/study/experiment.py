@@ -16,11 +16,13 @@ from typing import Any
 from normsurgeon.errors import UsageError
 from normsurgeon.study.answer import Answer, answer
 from normsurgeon.study.checking import check
-from normsurgeon.study.engines import Work, processes, serial, usual_jobs, work_file
+from normsurgeon.study.engines import Work, processes, serial, usual_jobs
 from normsurgeon.study.grid import Grid, read_grid
+from normsurgeon.study.originals import original_data, originals_folder, originals_of
 from normsurgeon.study.preparing import fingerprint, open_data
 from normsurgeon.study.ray_engine import on_ray
 from normsurgeon.study.records import Cell, Outcome, Results
+from normsurgeon.study.running import lost_original, work_file
 from normsurgeon.study.store import Store, open_store
 from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
@@ -33,6 +35,7 @@ class Progress:
     done, total   cells with an outcome, of all
     cell, share   the one that this is about, and how much of it is done
     outcome       what came of it, once it is done
+    original      whether the cell is no cell of the grid, but a BatchNorm network that others begin from
     """
 
     done: int
@@ -40,6 +43,7 @@ class Progress:
     cell: Cell
     share: float
     outcome: Outcome | None = None
+    original: bool = False
 
 
 def run_study(
@@ -56,7 +60,7 @@ def run_study(
     """Run every cell of a grid that has no result in ``output`` yet, and return what all of them say.
 
     config       a Grid, its dict, or a YAML file
-    output       the folder of the results (``results.sqlite``) and of kept networks
+    output       the folder of the results (``results.sqlite``), of kept networks, and of those that others begin from
     jobs         cells at once; default: as many as the machine has cores, 1: in this process
     engine       ``local``, or ``ray``: on the cluster at ``ray_address``, or on one that is started here
     device       where to train; default: GPUs where there are any, else the CPU, one thread a cell
@@ -97,12 +101,13 @@ def run_study(
         if len(open_cells) < len(cells):
             say(f"{len(cells) - len(open_cells)} of {len(cells)} cells have their results in {folder} already")
         todo = [cell for cell in open_cells if cell not in impossible]
-        work = Work(grid, networks, device)
+        originals = originals_folder(folder.resolve(), grid)
+        work = Work(grid, networks, device, originals)
         done = len(cells) - len(open_cells)
 
-        def told(cell: Cell, share: float, outcome: Outcome | None = None) -> None:
+        def told(cell: Cell, share: float, outcome: Outcome | None = None, original: bool = False) -> None:
             if on_progress is not None:
-                on_progress(Progress(done, len(cells), cell, share, outcome))
+                on_progress(Progress(done, len(cells), cell, share, outcome, original))
 
         def take(outcome: Outcome) -> None:
             nonlocal done
@@ -114,12 +119,45 @@ def run_study(
         for cell in open_cells:
             if cell in impossible:
                 take(Outcome(cell, "skipped", impossible[cell]))
+        lost: dict[Cell | None, Outcome] = {}
+        if originals is not None:
+            needed = [cell for cell in originals_of(grid, todo) if not work_file(originals, cell).is_file()]
+            beneath = Work(grid.of_originals(), originals, device)
+            for outcome in _originals(beneath, needed, told, jobs, engine, ray_address):
+                if outcome.status != "done":
+                    lost[outcome.cell] = outcome
+        for cell in todo:
+            if (without := lost.get(grid.original(cell))) is not None:
+                take(Outcome(cell, "skipped" if without.status == "skipped" else "failed", lost_original(without)))
+        todo = [cell for cell in todo if grid.original(cell) not in lost]
         if todo:
             with closing(_run(work, todo, told, jobs, engine, ray_address)) as outcomes:
                 for outcome in outcomes:
                     take(outcome)
     outcomes_in_order = tuple(known[cell.key] for cell in cells)
-    return answer(Results(grid.name, outcomes_in_order, grid.title, grid.training.to_dict()))
+    return answer(Results(grid.name, outcomes_in_order, grid.title, _shared(grid)))
+
+
+def _shared(grid: Grid) -> dict[str, Any]:
+    """What all cells share, as the report shows it."""
+    pretraining = {} if grid.pretraining is None else {"pretraining": grid.pretraining.to_dict()}
+    return {**grid.training.to_dict(), **pretraining}
+
+
+def _originals(
+    work: Work, cells: Sequence[Cell], told: Any, jobs: int | None, engine: str, address: str | None
+) -> Iterator[Outcome]:
+    """What comes of the networks that cells begin from: all are trained before the first of these cells."""
+    if not cells:
+        return
+
+    def tell(cell: Cell, share: float, outcome: Outcome | None = None) -> None:
+        told(cell, share, outcome, original=True)
+
+    with closing(_run(work, cells, tell, jobs, engine, address)) as outcomes:
+        for outcome in outcomes:
+            tell(outcome.cell, 1.0, outcome)
+            yield outcome
 
 
 def _run(
@@ -155,15 +193,24 @@ def _same_study(store: Store, grid: Grid, folder: Path, say: Callable[[str], Non
     facts = store.facts()
     now, before = grid.training.to_dict(), facts.get("training")
     if before is not None and before != now:
-        names = dict.fromkeys((*before, *now))
-        changed = [f"{key} ({before.get(key)} → {now.get(key)})" for key in names if before.get(key) != now.get(key)]
         raise UsageError(
-            f"the results in {folder} were made with another training: {', '.join(changed)}; "
+            f"the results in {folder} were made with another training: {_changes(before, now)}; "
             "try another --output, or the settings of before"
         )
-    inputs, earlier = _inputs(grid), facts.get("inputs", {})
+    began = None if grid.pretraining is None else grid.pretraining.to_dict()
+    if "converted" not in grid.start:
+        began = facts.get("pretraining")  # of cells that this grid leaves out
+    elif began != (earlier := facts.get("pretraining")) and any(
+        outcome.cell.start == "converted" for outcome in store.outcomes().values()
+    ):
+        changes = f": {_changes(earlier, began)}" if earlier and began else ""
+        raise UsageError(
+            f"the converted networks in {folder} began from others{changes}; "
+            "try another --output, or the pretraining of before"
+        )
+    inputs, known = _inputs(grid), facts.get("inputs", {})
     for name in inputs:
-        if earlier.get(name, inputs[name]) != inputs[name]:
+        if known.get(name, inputs[name]) != inputs[name]:
             raise UsageError(f"the results in {folder} were made when {name} held something else; try another --output")
     versions = {name: version(name) for name in ("torch", "timm", "numpy")} | {"normsurgeon": __version__}
     older = facts.get("versions", versions)
@@ -177,11 +224,18 @@ def _same_study(store: Store, grid: Grid, folder: Path, say: Callable[[str], Non
             "name": grid.name,
             "title": grid.title,
             "training": now,
+            "pretraining": began,
             "grid": grid.to_dict(),
-            "inputs": {**earlier, **inputs},
+            "inputs": {**known, **inputs},
             "versions": versions,
         }
     )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that differ, each with both of its values."""
+    names = dict.fromkeys((*before, *now))
+    return ", ".join(f"{k} ({before.get(k)} → {now.get(k)})" for k in names if before.get(k) != now.get(k))
 
 
 def _inputs(grid: Grid) -> dict[str, str]:
@@ -189,6 +243,8 @@ def _inputs(grid: Grid) -> dict[str, str]:
     found = {}
     for name in grid.datasets:
         found[name] = fingerprint(open_data(name, grid.training.train_images, grid.training.test_images))
+    for name, original in {each.dataset: each for each in originals_of(grid, grid.cells())}.items():
+        found[f"{name} (pretraining)"] = fingerprint(original_data(grid, original))
     for name in grid.models:
         if Path(name).is_file():
             with open(name, "rb") as file:

@@ -16,7 +16,8 @@ from normsurgeon.errors import UsageError
 from normsurgeon.study import fields as check
 from normsurgeon.study.fields import GridError, within
 from normsurgeon.study.lines import read_yaml
-from normsurgeon.study.names import ACTIVATIONS, ALIASES, NORMS, PREPROCESSING, STARTS, offer
+from normsurgeon.study.names import ACTIVATIONS, ALIASES, NORMS, PREPROCESSING, START_ALIASES, STARTS, offer
+from normsurgeon.study.pretraining import Pretraining, check_starts
 from normsurgeon.study.records import Cell
 from normsurgeon.study.shared import REGULARIZERS, Training, regularizers
 
@@ -52,9 +53,11 @@ class Grid:
     preprocessing   see :mod:`normsurgeon.study.preprocessing`
     regularization  ``none``, or a mapping of training settings; weight decay is 0 where it is not named
     learning_rates  before they are scaled by the batch size, see :class:`~normsurgeon.study.shared.Training`
-    start           ``scratch``, or ``converted``
+    start           ``scratch`` (or ``random``: the same), or ``converted``
     seeds           a count (3 is 0, 1, 2), or a list of seeds
     training        a Training, or a mapping
+    pretraining     how the BatchNorm networks are trained that ``start: converted`` begins from, a Pretraining or a
+                    mapping; None: it begins from published weights, or from those of a file
     analysis        whether each trained network is analysed
     keep_checkpoints   whether each is kept
     name, title     of the study; the name is a folder's name too
@@ -77,6 +80,7 @@ class Grid:
     start: tuple[str, ...] = ("scratch",)
     seeds: tuple[int, ...] = (0, 1, 2)
     training: Training = field(default_factory=Training)
+    pretraining: Pretraining | None = None
     analysis: bool = False
     keep_checkpoints: bool = False
     name: str = "study"
@@ -92,7 +96,7 @@ class Grid:
             "preprocessing": lambda value: _one_of("pre-processing", value or "none", PREPROCESSING),
             "regularization": regularizers,
             "learning_rates": lambda value: check.number("learning_rates", value, above=0),
-            "start": lambda value: _one_of("start", value, STARTS),
+            "start": _start,
             "seeds": lambda value: check.whole("seeds", value, 0, MOST_SEED),
         }
         for axis in _AXES:
@@ -100,6 +104,10 @@ class Grid:
         with within("training"):
             if not isinstance(self.training, Training):
                 self._set("training", Training.from_dict({} if self.training is None else self.training))
+        with within("pretraining"):
+            if self.pretraining is not None and not isinstance(self.pretraining, Pretraining):
+                self._set("pretraining", Pretraining.from_dict(self.pretraining, self.training))
+        check_starts(self.start, self.models, self.pretraining)
         for name in ("analysis", "keep_checkpoints"):
             with within(name):
                 self._set(name, check.flag(name, getattr(self, name)))
@@ -145,7 +153,9 @@ class Grid:
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain |= {axis: list(plain[axis]) for axis in _AXES}
         regularization = [dict(values) if values else "none" for values in self.regularization]
-        return {**plain, "regularization": regularization, "training": self.training.to_dict()}
+        pretraining = None if self.pretraining is None else self.pretraining.to_dict()
+        training = self.training.to_dict()
+        return {**plain, "regularization": regularization, "training": training, "pretraining": pretraining}
 
     def cells(self) -> tuple[Cell, ...]:
         """Every combination, in the order of a cell's fields: the seeds vary fastest, then the norms."""
@@ -155,6 +165,25 @@ class Grid:
             cell = Cell(**dict(zip(names, values, strict=True)))
             found[replace(cell, lr=self.training.scaled(cell.lr, cell.batch_size))] = None
         return tuple(found)
+
+    def original(self, cell: Cell) -> Cell | None:
+        """The run that trains the BatchNorm network which a cell begins from; None where no run of this study does.
+
+        >>> grid = Grid("resnet8", ["bn", "gn"], "digits", start="converted", pretraining={"steps": 50}, seeds=1)
+        >>> {grid.original(cell) for cell in grid.cells()}  # doctest: +ELLIPSIS
+        {Cell(model='resnet8', dataset='digits', start='scratch', ..., norm='bn', seed=0)}
+        """
+        if self.pretraining is None or cell.start != "converted":
+            return None
+        return self.pretraining.original(cell)
+
+    def of_originals(self) -> Grid:
+        """This grid with the settings that ``original`` runs are trained with, in the place of its cells'."""
+        assert self.pretraining is not None
+        # What a pretraining leaves out is the study's: so its images have the size of the cells' and are tested alike.
+        size, tested = self.training.image_size, self.training.test_images
+        training = replace(self.pretraining.training, image_size=size, test_images=tested)
+        return replace(self, start=("scratch",), training=training, pretraining=None, analysis=False)
 
     def settings_for(self, cell: Cell) -> dict[str, Any]:
         """The settings of a cell's run, by the names of ``normsurgeon.training.settings.Settings``.
@@ -267,6 +296,10 @@ def _norm(value: Any) -> str:
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", groups):
         raise GridError(f"norm {check.shown(value)}: the groups must be a whole number, at least 1, as in gn:8")
     return f"gn:{int(groups)}"
+
+
+def _start(value: Any) -> str:
+    return _one_of("start", START_ALIASES.get(value, value) if isinstance(value, str) else value, STARTS)
 
 
 def _activation(value: Any) -> str:

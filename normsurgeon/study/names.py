@@ -25,6 +25,12 @@ PREPROCESSING = (
 
 STARTS = ("scratch", "converted")
 
+START_ALIASES = {"random": "scratch"}
+"""Another name of random weights, so that one start is never two cells."""
+
+SMALL_RESNETS = ("resnet8", "resnet14", "resnet20")
+"""Networks of the study's own (``normsurgeon.study.small_resnets``), of which no weights are published."""
+
 ACTIVATIONS = (
     "default",
     "relu",

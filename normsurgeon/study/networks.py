@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 from timm.layers import activations as timm_activations
@@ -26,13 +27,16 @@ GATES = ("Sigmoid", "Hardsigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Softmi
 """Classes beside the activations that are no activation of a layer: gates, probabilities, attention."""
 
 
-def build_network(cell: Cell, classes: int, channels: int) -> nn.Module:
+def build_network(cell: Cell, classes: int, channels: int, original: nn.Module | None = None) -> nn.Module:
     """The network of a cell before it is trained, a function of the cell alone.
 
     From scratch: random weights, the same for every norm of one seed, and every BatchNorm swapped for the norm.
-    Converted: the pretrained weights, a new head where it has other classes, and ``normsurgeon.convert``.
+    Converted: the trained weights, a new head where it has other classes, and ``normsurgeon.convert``; of ``bn``, the
+    trained network itself.
 
     classes, channels  of the data set: 1 for grey images
+    original           the BatchNorm network that a converted cell begins from, with the cell's activation; None: the
+                       one with published weights, or a file's
 
     :raises UsageError: what the network cannot have: groups that do not divide, an activation where it has none.
     :raises NormSurgeonError: a network that cannot be loaded.
@@ -43,9 +47,12 @@ def build_network(cell: Cell, classes: int, channels: int) -> nn.Module:
     """
     with own_random_state():
         seed_everything(HEAD, cell.seed)
-        model = _loaded(cell, classes, channels)
-        if cell.activation != "default":
-            model = with_activation(model, cell.activation)
+        if original is not None:
+            model = _with_head(copy.deepcopy(original), classes)
+        else:
+            model = _loaded(cell, classes, channels)
+            if cell.activation != "default":
+                model = with_activation(model, cell.activation)
         norm, groups = norm_of(cell)
         if norm == "bn":
             return model
@@ -77,7 +84,11 @@ def _loaded(cell: Cell, classes: int, channels: int) -> nn.Module:
         return load(cell.model, pretrained=False, num_classes=classes, in_chans=channels)
     if _is_timm(cell.model):
         return load(cell.model, num_classes=classes, in_chans=channels)
-    model = load(cell.model)
+    return _with_head(load(cell.model), classes)
+
+
+def _with_head(model: nn.Module, classes: int) -> nn.Module:
+    """A trained network with a new head, in place, where it tells other classes apart."""
     if head_classes(model, DataConfig.of(model)) != classes:
         reset_head_(model, classes)
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,11 +16,19 @@ from torch.utils.data import DataLoader
 
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.preprocessing import DataConfig
-from normsurgeon.errors import CheckpointError, DivergedError, NormSurgeonError, TrainingStopped, UsageError
+from normsurgeon.errors import (
+    CheckpointError,
+    DivergedError,
+    NormSurgeonError,
+    TrainingError,
+    TrainingStopped,
+    UsageError,
+)
 from normsurgeon.evaluation import Evaluation, evaluate
 from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
+from normsurgeon.study.originals import original_data
 from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome, finite
 from normsurgeon.training.finetuning import finetune
@@ -36,18 +45,23 @@ MOST_POINTS = 60
 KEY = "normsurgeon_study"
 """Where a kept network's file names its cell."""
 
+PRETRAINED = "normsurgeon_pretrained"
+"""Where the file of a network that began from a study's own original has the channels of its images."""
+
 
 def run_cell(
     grid: Grid,
     cell: Cell,
     *,
     keep: Path | None = None,
+    originals: Path | None = None,
     device: str | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:
     """What comes of a cell. Everything but an interruption becomes an outcome, with one line that says why.
 
     keep         a file for the trained network
+    originals    the folder of the networks that converted cells begin from; one that is not there is trained first
     on_progress  is told of every update (see ``finetune``)
 
     >>> grid = Grid(models="resnet8", norms="gn", datasets="digits", training={"steps": 2, "train_images": 64})
@@ -59,7 +73,7 @@ def run_cell(
         reason = grid.impossible(cell)
         if reason is not None:
             return Outcome(cell, "skipped", reason)
-        outcome = _trained(grid, cell, keep, device, on_progress)
+        outcome = _trained(grid, cell, keep, originals, device, on_progress)
     except (KeyboardInterrupt, TrainingStopped):
         raise
     except DivergedError as error:
@@ -74,13 +88,18 @@ def run_cell(
 
 
 def _trained(
-    grid: Grid, cell: Cell, keep: Path | None, device: str | None, on_progress: Callable[[dict[str, Any]], None] | None
+    grid: Grid,
+    cell: Cell,
+    keep: Path | None,
+    originals: Path | None,
+    device: str | None,
+    on_progress: Callable[[dict[str, Any]], None] | None,
 ) -> Outcome:
     shared = grid.training
     device = device or ("cuda" if torch.cuda.is_available() else None)  # the same for training, testing and analysis
     data = open_data(cell.dataset, shared.train_images, shared.test_images)
     data.check_batch(cell.batch_size)
-    model = build_network(cell, data.classes, data.channels)
+    model = build_network(cell, data.classes, data.channels, _original(grid, cell, originals, device))
     config = config_of(model, shared.image_size)
     settings = Settings(**grid.settings_for(cell), keep="last")
     images = prepare(data, config, cell.preprocessing, settings)
@@ -115,10 +134,44 @@ def _trained(
         reason = f"the trained network's answers are not finite for {after.nonfinite} of {after.images} images"
         return replace(outcome, status="diverged", reason=reason, correct=None, images=None, loss=None)
     if keep is not None:
-        keep_network(tuned.model, cell, keep)
+        keep_network(tuned.model, cell, keep, pretrained=grid.original(cell) is not None)
     if grid.analysis:
         outcome = replace(outcome, looked=_looked(tuned.model, images.test, device))
     return outcome
+
+
+def _original(grid: Grid, cell: Cell, folder: Path | None, device: str | None) -> nn.Module | None:
+    """The trained BatchNorm network that a cell begins from; None where no run of this study trains it.
+
+    It is read back from its file also where it has just been trained, so that every cell begins from the same numbers.
+    """
+    original = grid.original(cell)
+    if original is None:
+        return None
+    with tempfile.TemporaryDirectory() as own:
+        path = work_file(folder or Path(own), original)
+        if not path.is_file():  # the study trains it before its cells; a worker that shares no disk trains its own
+            outcome = run_cell(grid.of_originals(), original, keep=path, device=device)
+            if outcome.status != "done":
+                raise TrainingError(lost_original(outcome))
+        data = original_data(grid, original)
+        return load_kept(path, data.classes, data.channels)
+
+
+def lost_original(outcome: Outcome) -> str:
+    """Why a cell cannot begin: what came of the network that it begins from."""
+    advice = "; try a lower learning_rate under pretraining" if outcome.status == "diverged" else ""
+    what = "was skipped" if outcome.status == "skipped" else outcome.status
+    return f"the BatchNorm network that it begins from {what}: {outcome.reason}{advice}"
+
+
+def work_file(networks: Path, cell: Cell) -> Path:
+    """Where a cell's network is kept, in a folder of networks.
+
+    >>> work_file(Path("networks"), Cell("resnet8", "digits")).suffix
+    '.safetensors'
+    """
+    return networks / f"{cell.key}.safetensors"
 
 
 def config_of(model: nn.Module, size: int | None) -> DataConfig:
@@ -177,15 +230,20 @@ def _similarity(report: Report) -> tuple[tuple[str, ...], tuple[tuple[float | No
     return (found.layers, found.cka) if found is not None else ((), ())
 
 
-def keep_network(model: nn.Module, cell: Cell, path: Path) -> None:
+def keep_network(model: nn.Module, cell: Cell, path: Path, pretrained: bool = False) -> None:
     """Write a trained network's weights, with its cell; atomically.
+
+    pretrained  whether it began from a network that the study trained itself
 
     :raises CheckpointError: a file that cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     text = json.dumps(cell.to_dict(), sort_keys=True)
-    write_atomically(path, lambda place: write_safetensors(place, state, {KEY: text}))
+    about = {KEY: text}
+    if pretrained:
+        about[PRETRAINED] = json.dumps(DataConfig.of(model).input_size[0])
+    write_atomically(path, lambda place: write_safetensors(place, state, about))
 
 
 def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
@@ -199,7 +257,10 @@ def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
     text = rest.get(KEY)
     if text is None:
         raise CheckpointError(f"{path} is no network that a study kept; try normsurgeon.load")
-    model = build_network(Cell.from_dict(json.loads(text)), classes, channels)
+    cell, original = Cell.from_dict(json.loads(text)), None
+    if PRETRAINED in rest:  # the layers are those of any such original; the weights come from the file
+        original = build_network(replace(cell, start="scratch", norm="bn"), classes, int(rest[PRETRAINED]))
+    model = build_network(cell, classes, channels, original)
     fit(model, state, str(path), lambda message: None)
     return model.eval()
 
