@@ -71,6 +71,30 @@ def full_study(seeds: int = 5) -> Results:
     return Results("norms-and-batches", tuple(outcomes), "Which norm suits small batches?", TRAINING)
 
 
+RATES = (0.001, 0.01, 0.1, 1.0)
+BY_RATE = {
+    ("scratch", "bn"): (300, 700, 900, 890),
+    ("scratch", "gn"): (200, 500, 800, 100),
+    ("converted", "bn"): (940, 950, 955, 700),
+    ("converted", "gn"): (945, 940, 120, 0),
+}
+
+
+def rates_study(sizes: Sequence[int] = (32,)) -> Results:
+    """Both starts at four learning rates, scaled with the batch size; at the highest one a converted run diverges."""
+    outcomes = []
+    for size in sizes:
+        for (start, norm), accuracies in BY_RATE.items():
+            for rate, right in zip(RATES, accuracies, strict=True):
+                for seed in range(3):
+                    cell = {"start": start, "norm": norm, "lr": rate * size / 32, "seed": seed, "batch_size": size}
+                    if right == 0 and seed == 2:
+                        outcomes.append(run(0, "diverged", "the loss is not finite at update 3", **cell))
+                    else:
+                        outcomes.append(run(right + 30 * (right == 0) + 2 * seed + size // 32, **cell))
+    return Results("rates", tuple(outcomes), "How sensitive is each start?", {**TRAINING, "lr_batch_size": 32})
+
+
 def curve(final: float, noise: random.Random, epochs: int = 8) -> tuple[Epoch, ...]:
     """A curve that ends at that accuracy."""
     points = []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rendering import terminal, visible
 from rich.console import Console
-from sample_study import full_study, run, study
+from sample_study import BY_RATE, RATES, full_study, rates_study, run, study
 
 from normsurgeon.errors import NormSurgeonError, UsageError
 from normsurgeon.study.answer import answer
@@ -40,6 +40,7 @@ def nasty_study() -> Results:
 ANSWERS = {
     "full": answer(full_study()),
     "two seeds": answer(full_study(2)),
+    "rates": answer(rates_study()),
     "small": answer(study({"bn": [900, 910, 905], "gn": [890, 899, 905]})),
     "one run": answer(Results("one", (run(900),))),
     "lost": answer(Results("lost", (run(0, "failed", "out of memory"), run(0, "diverged", "nan", norm="gn")))),
@@ -134,6 +135,24 @@ def test_square_brackets_are_no_markup() -> None:
     assert "[red]x[/red]" in "".join("".join(visible(terminal(print_answer, ANSWERS["nasty"], 160))).split())
 
 
+def test_the_text_has_a_row_and_a_curve_for_every_start_and_norm() -> None:
+    text = plain_text(ANSWERS["rates"])
+    table = text[text.index("\nAccuracy against learning rate\n") :].split("\n\n")[0].strip().splitlines()
+    assert [" ".join(line.split()) for line in table[2:]] == [
+        "norm, start best rate accuracy within 2 points 0.001 0.01 0.1 1",
+        "bn, scratch 0.1 90.3 % 0.1 to 1 30.3 ± 0.5 70.3 ± 0.5 90.3 ± 0.5 89.3 ± 0.5",
+        "gn, scratch 0.1 80.3 % 0.1 alone 20.3 ± 0.5 50.3 ± 0.5 80.3 ± 0.5 10.3 ± 0.5",
+        "bn, converted 0.1 95.8 % 0.001 to 0.1 94.3 ± 0.5 95.3 ± 0.5 95.8 ± 0.5 70.3 ± 0.5",
+        "gn, converted 0.001 94.8 % 0.001 to 0.01 94.8 ± 0.5 94.3 ± 0.5 12.3 ± 0.5 2.1 ± 4.6",
+    ]
+    assert "A diverged run counts as 0 right." in table[1]
+    curves = text[text.index("\nAccuracy over the learning rates, a mark for each\n") :].split("\n\n")[0]
+    assert "bn, scratch    |▁▆██|  30.3 % at 0.001  89.3 % at 1" in curves
+    shown = " ".join(" ".join(visible(terminal(print_answer, ANSWERS["rates"], 60, None))).split())
+    assert "gn, converted 94.8 % to 2.1 % ██▁▁" in shown
+    assert "Learning rate" not in str(ANSWERS["small"])
+
+
 def test_repr_is_one_line() -> None:
     assert repr(ANSWERS["full"]) == (
         "<Answer of norms-and-batches: 176 done, 2 diverged, 2 failed, 60 skipped, 12 findings>"
@@ -202,7 +221,7 @@ def texts(page: Page, selector: str) -> list[str]:
     return page.evaluate(f"[...document.querySelectorAll('{selector}')].map(e => e.textContent)")
 
 
-SIZES = [(name, 1280, False) for name in ANSWERS] + [(name, 390, True) for name in ("full", "lost", "nasty")]
+SIZES = [(name, 1280, False) for name in ANSWERS] + [(name, 390, True) for name in ("full", "rates", "lost", "nasty")]
 
 
 @pytest.mark.parametrize(("name", "width", "phone"), SIZES)
@@ -253,6 +272,30 @@ def test_the_batch_size_chart_holds_the_crossed_tables_numbers(page: Page, pages
             assert (value, error) == (pytest.approx(mean, abs=1e-5), pytest.approx(ci[1] - (mean or 0.0), abs=1e-5))
     row = texts(page, "#crossing-batch_size tbody tr:first-child > *")
     assert row[:3] == ["2", "77.5 ± 0.1", "90.5 ± 0.4"]
+
+
+def test_the_learning_rate_chart_has_a_line_for_every_start_and_norm(page: Page, pages: dict[str, Path]) -> None:
+    page.open(pages["rates"])
+    drawn = page.evaluate(
+        "[...document.querySelector('#rate-lines .plot').data].map(t => [t.name, [...t.y], t.line.dash, [...t.x]])"
+    )
+    assert [(name, dash) for name, _, dash, _ in drawn] == [
+        ("bn, scratch", "dot"), ("gn, scratch", "dot"), ("bn, converted", "solid"), ("gn, converted", "solid"),
+    ]  # fmt: skip
+    for name, y, _, x in drawn:
+        norm, start = name.split(", ")
+        expected = [(right + 3) / 1000 for right in BY_RATE[start, norm]]  # seeds add 1, 3 and 5
+        assert y[:3] == pytest.approx(expected[:3], abs=1e-5)
+        assert x == pytest.approx(RATES, rel=0.2)  # whiskers do not hide each other
+    axis = "document.querySelector('#rate-lines .plot').layout.xaxis"
+    assert page.evaluate(f"[{axis}.type, {axis}.ticktext]") == ["log", ["0.001", "0.01", "0.1", "1"]]
+    assert texts(page, "#rates-table tbody tr:last-child > *")[:4] == [
+        "gn, converted",
+        "0.001",
+        "94.8 %",
+        "0.001 to 0.01",
+    ]
+    assert "Learning rate" in texts(page, "h2")
 
 
 def test_switches_and_selects_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:

@@ -1,11 +1,11 @@
-"""The page's charts as plain data: accuracy over the batch size, differences, curves, layers. ``study.js`` draws them.
+"""The page's charts as plain data, which ``study.js`` draws: accuracy over batch sizes and rates, differences, layers.
 
 A chart with switches has one *view* for each choice of options, keyed by the options joined with ``|``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from normsurgeon.reporting.formatting import percent, plural
 from normsurgeon.reporting.maps_and_bars import packed
 from normsurgeon.study.answer import Answer
 from normsurgeon.study.pairing import Setting, axis_order, setting_axes
-from normsurgeon.study.panels import run_label
+from normsurgeon.study.panels import rate_label, run_label
 from normsurgeon.study.quantities import Comparison
+from normsurgeon.study.rates import rate_curves, unscaled
 from normsurgeon.study.records import Results
 from normsurgeon.study.statistics import crossing
 from normsurgeon.study.training_curves import METRICS, mean_curves
@@ -34,13 +35,8 @@ def batch_chart(answer: Answer) -> Chart | None:
     if "batch_size" not in setting_axes(results):
         return None
     sizes = axis_order("batch_size", (outcome.cell.batch_size for outcome in results.outcomes))
-    contexts = _contexts(results)
-    views = {AVERAGE: _batch_lines(answer, results)}
-    if 1 < len(contexts) <= _MOST_CONTEXTS:
-        for context in contexts:
-            part = [o for o in results.outcomes if all(getattr(o.cell, axis) == value for axis, value in context)]
-            views[setting_label(context)] = _batch_lines(answer, replace(results, outcomes=tuple(part)))
-    views = {name: lines for name, lines in views.items() if lines}
+    # The rate may follow from the batch size.
+    views = _in_contexts(results, ("batch_size", "lr"), lambda part: _batch_lines(answer, part))
     if not views:
         return None
     first = next(iter(views.values()))
@@ -63,6 +59,35 @@ def batch_chart(answer: Answer) -> Chart | None:
         switches=(("view", "setting", tuple(views)),) if len(views) > 1 else (),
         wide=True,
     )  # fmt: skip
+
+
+def rate_chart(answer: Answer) -> Chart | None:
+    """Accuracy over the learning rate, one line for each norm and start, with 95 % intervals."""
+    results, size = unscaled(answer.results)
+    views = _in_contexts(results, ("lr", "start"), lambda part: _rate_lines(answer, part))
+    if not views:
+        return None
+    rates = sorted({rate for lines in views.values() for line in lines for rate in line["x"]})
+    first = next(iter(views.values()))
+    best = "; ".join(f"{line['name']} best at {line['x'][line['y'].index(max(line['y']))]:g}" for line in first)
+    return Chart(
+        "rate-lines",
+        "Accuracy against learning rate",
+        "Mean over the seeds; whiskers are 95 % intervals, cut off where they would dwarf the means. A diverged run "
+        "counts as 0 right." + (" Dotted: from random weights." if any("dash" in line for line in first) else ""),
+        f"lines from learning rate {rates[0]:g} to {rates[-1]:g}: {best}",
+        {
+            "type": "lines",
+            "views": views,
+            "x": f"learning rate, for batches of {size}" if size else "learning rate",
+            "y": "accuracy",
+            "log": True,
+            "at": rates,
+            "percent": True,
+        },
+        switches=(("view", "setting", tuple(views)),) if len(views) > 1 else (),
+        wide=True,
+    )
 
 
 def difference_chart(answer: Answer) -> Chart | None:
@@ -201,9 +226,36 @@ def _batch_lines(answer: Answer, results: Results) -> list[dict[str, Any]]:
     return lines
 
 
-def _contexts(results: Results) -> list[Setting]:
-    """Everything but the batch size (and the rate that may follow from it), as settings."""
-    axes = [axis for axis in setting_axes(results) if axis not in ("batch_size", "lr")]
+def _rate_lines(answer: Answer, results: Results) -> list[dict[str, Any]]:
+    curves = rate_curves(results)
+    lines = []
+    for curve in curves:
+        drawn = [
+            (p.rate, p.mean, p.ci, f"n = {p.n}" + (f", {p.diverged} diverged" if p.diverged else ""))
+            for p in curve.points
+        ]
+        label = rate_label(curve, curves)
+        dash = {"dash": "dot"} if label != curve.norm and curve.start == "scratch" else {}
+        lines.append({**_line(answer, curve.norm, drawn), "name": label, **dash})
+    return lines
+
+
+def _in_contexts(
+    results: Results, shown: Sequence[str], lines: Callable[[Results], list[dict[str, Any]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """The lines of all results, and those of each setting of the axes that the chart does not show itself."""
+    views = {AVERAGE: lines(results)}
+    contexts = _contexts(results, shown)
+    if 1 < len(contexts) <= _MOST_CONTEXTS:
+        for context in contexts:
+            part = [o for o in results.outcomes if all(getattr(o.cell, axis) == value for axis, value in context)]
+            views[setting_label(context)] = lines(replace(results, outcomes=tuple(part)))
+    return {name: made for name, made in views.items() if made}
+
+
+def _contexts(results: Results, shown: Sequence[str]) -> list[Setting]:
+    """Every setting of the axes that vary, but for those that are shown."""
+    axes = [axis for axis in setting_axes(results) if axis not in shown]
     return list(dict.fromkeys(tuple((axis, getattr(o.cell, axis)) for axis in axes) for o in results.outcomes))
 
 

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from normsurgeon.reporting.formatting import plural
+from normsurgeon.reporting.formatting import percent, plural
 from normsurgeon.study.estimates import FEWEST, estimate
 from normsurgeon.study.pairing import arranged, norm_order
 from normsurgeon.study.quantities import Comparison, Rank
-from normsurgeon.study.rates import best_rates
+from normsurgeon.study.rates import CLOSE, best_rates, rate_curves, unscaled
 from normsurgeon.study.records import Outcome, Results
-from normsurgeon.study.wording import effect, interval, listed, points, probability, setting_label
+from normsurgeon.study.wording import effect, interval, listed, points, probability, rate_range, setting_label
 
 CLAIMS = ("difference", "batch size", "setting")
 """The kinds of finding that say that norms differ."""
@@ -31,8 +31,8 @@ class Finding:
     """A sentence and the numbers behind it.
 
     kind      a stable word: ``difference``, ``batch size``, ``setting``, ``no difference``, ``identical``,
-              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``start``,
-              ``diverged``, ``failed``, ``skipped``
+              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``sensitivity``,
+              ``start``, ``diverged``, ``failed``, ``skipped``
     severity  how a reader should take it: ``good`` (shown), ``notice``, ``warning``, ``problem``
     """
 
@@ -64,6 +64,7 @@ def findings(results: Results, compared: Sequence[Comparison], ranked: Sequence[
         (_in_setting(c) for c in located),
         _no_difference(main, slopes),
         _rates(results),
+        _sensitivity(results),
         _starts(results),
         _lost(results),
     )
@@ -210,6 +211,27 @@ def _rates(results: Results) -> Iterator[Finding]:
         text += f" For {listed(edge)} it lies at the edge of those tried: a better one may lie beyond."
     numbers = {"best": {norm: sorted(rates) for norm, rates in chosen.items()}, "edge": list(edge)}
     yield Finding("learning rate", "notice", text, numbers)
+
+
+def _sensitivity(results: Results) -> Iterator[Finding]:
+    """How much the learning rate matters: for each start, every norm's best rate and those that are about as good."""
+    results, size = unscaled(results)
+    curves = rate_curves(results)
+    begun = {"scratch": "From random weights", "converted": "From converted networks"}
+    for start in dict.fromkeys(curve.start for curve in curves):
+        words, numbers = [], {}
+        for curve in (curve for curve in curves if curve.start == start):
+            best, (low, high) = curve.best, curve.close
+            words.append(f"{curve.norm} {best.rate:g} ({percent(best.mean)}), {rate_range(low, high)}")
+            rates = [asdict(point) for point in curve.points]
+            numbers[curve.norm] = {"best": best.rate, "mean": best.mean, "low": low, "high": high, "rates": rates}
+        scaled = f" for batches of {size}" if size else ""
+        over = f", on average over {curves[0].settings} settings" if curves[0].settings > 1 else ""
+        text = (
+            f"{begun[start]}, the best learning rate{scaled} and the range within {100 * CLOSE:g} points of it{over}: "
+            f"{'; '.join(words)}."
+        )
+        yield Finding("sensitivity", "notice", text, {"start": start, "lr_batch_size": size, "norms": numbers})
 
 
 def _starts(results: Results) -> Iterator[Finding]:

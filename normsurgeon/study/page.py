@@ -21,6 +21,7 @@ from normsurgeon.study.panels import (
     layer_panel,
     lost_panel,
     ranking_panel,
+    rate_panel,
     run_label,
     table_panel,
 )
@@ -47,6 +48,7 @@ def page(answer: Answer) -> str:
     results = answer.results
     several = len(answer.norms) > 1
     batch, differences = charts.batch_chart(answer), charts.difference_chart(answer)
+    rates, rate_table = charts.rate_chart(answer), rate_panel(answer)
     curves, layer_chart = charts.curve_chart(answer), charts.layer_chart(answer)
     similarity = charts.similarity_charts(answer)
     compared = tuple(comparison_panels(answer))
@@ -58,10 +60,11 @@ def page(answer: Answer) -> str:
         for i, run in enumerate(results.outcomes)
         if run.looked and run.looked.layers
     ]
-    drawn = [chart for chart in (batch, differences, curves, layer_chart, *similarity) if chart]
+    drawn = [chart for chart in (batch, rates, differences, curves, layer_chart, *similarity) if chart]
     specs = {chart.id: chart.spec for chart in drawn}
     there = (
-        ("findings", "Findings", True), ("batch", "Batch size", batch), ("comparisons", "Comparisons", compared),
+        ("findings", "Findings", True), ("batch", "Batch size", batch), ("rates", "Learning rate", rates),
+        ("comparisons", "Comparisons", compared),
         ("crossings", "Norm × everything else", others), ("curves", "Training", curves), ("layers", "Layers", looked),
         ("cells", "Every cell", cells), ("lost", "Without a result", lost), ("method", "How it was computed", True),
     )  # fmt: skip
@@ -78,6 +81,8 @@ def page(answer: Answer) -> str:
             ranking=ranking_panel(answer) if several else None,
             batch=batch,
             batch_table=(crossing_panel(by_size[0]), warmth(by_size[0])) if by_size else None,
+            rates=rates,
+            rate_table=rate_table,
             differences=differences,
             compared=compared,
             crossings=[(crossing_panel(crossing), warmth(crossing)) for crossing in others],

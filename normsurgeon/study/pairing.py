@@ -6,6 +6,7 @@ the replicate. What is averaged over settings is averaged over the same settings
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,18 @@ def complete(it: Arranged, arms: Sequence[tuple[Any, ...]]) -> Block:
             seeds = [seed for seed in seeds if by_seed[seed] < worst_seed]
     kept = len(settings) * len(seeds) if settings and seeds else 0
     return Block(tuple(settings) if kept else (), tuple(seeds) if kept else (), len(units) - kept)
+
+
+def per_seed(it: Arranged, block: Block, arm: tuple[Any, ...]) -> list[float]:
+    """One number a seed: an arm's mean over the block's settings."""
+    return [math.fsum(it.score(s, arm, seed) or 0.0 for s in block.settings) / len(block.settings)
+            for seed in block.seeds]  # fmt: skip
+
+
+def diverged_runs(it: Arranged, block: Block, arm: tuple[Any, ...]) -> int:
+    """How many of an arm's runs in the block diverged."""
+    runs = [it.runs[s, arm, seed] for s in block.settings for seed in block.seeds if (s, arm, seed) in it.runs]
+    return sum(run.status == "diverged" for run in runs)
 
 
 def norm_order(norm: str) -> tuple[int, str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from normsurgeon.reporting.formatting import DASH, percent, plural, significant
 from normsurgeon.study.answer import Answer
 from normsurgeon.study.quantities import Comparison, Crossing
+from normsurgeon.study.rates import CLOSE, RateCurve, rate_curves, unscaled
 from normsurgeon.study.records import LayerSummary, Outcome
 from normsurgeon.study.wording import (
     axis_title,
@@ -17,6 +18,7 @@ from normsurgeon.study.wording import (
     plus_minus,
     points,
     probability,
+    rate_range,
     setting_label,
     value_label,
 )
@@ -138,6 +140,35 @@ def crossing_panel(crossing: Crossing, long: bool = False) -> Panel:
     if not norms:
         note, said = "No setting has a result for every norm with the same seeds", ""
     return Panel(f"crossing-{crossing.axis}", f"{axis.capitalize()} × norm", header, tuple(rows), f"{note}.{said}")
+
+
+def rate_panel(answer: Answer) -> Panel | None:
+    """Accuracy against the learning rate: a row for each start and norm, a column for each rate; None for one rate."""
+    results, size = unscaled(answer.results)
+    curves = rate_curves(results)
+    if not curves:
+        return None
+    rates = sorted({point.rate for curve in curves for point in curve.points})
+    rows = []
+    for curve in curves:
+        at = {point.rate: f"{points(point.mean, digits=1)} {plus_minus(point.ci)}".strip() for point in curve.points}
+        about = (f"{curve.best.rate:g}", percent(curve.best.mean), rate_range(*curve.close))
+        rows.append((rate_label(curve, curves), *about, *(at.get(rate, DASH) for rate in rates)))
+    alike = f"within {100 * CLOSE:g} points"
+    note = f"Accuracy in per cent ± half the 95 % interval, {plural(curves[0].points[0].n, 'seed')}"
+    note += f", averaged over {curves[0].settings} other settings" if curves[0].settings > 1 else ""
+    note += f". Rates are for batches of {size}" if size else ""
+    note += f". The range {alike} of the best rate is unbroken: every rate in it that was tried is that close."
+    if any(point.diverged for curve in curves for point in curve.points):
+        note += " A diverged run counts as 0 right."
+    name = "norm" if rate_label(curves[0], curves) == curves[0].norm else "norm, start"
+    header = (name, "best rate", "accuracy", alike, *(f"{r:g}" for r in rates))
+    return Panel("rates-table", "Accuracy against learning rate", header, tuple(rows), note)
+
+
+def rate_label(curve: RateCurve, curves: Sequence[RateCurve]) -> str:
+    """A curve's norm, with its start where there are several."""
+    return f"{curve.norm}, {curve.start}" if len({each.start for each in curves}) > 1 else curve.norm
 
 
 def table_panel(answer: Answer, joined: bool = False) -> Panel:

@@ -16,9 +16,12 @@ from normsurgeon.study.panels import (
     layer_panel,
     lost_panel,
     ranking_panel,
+    rate_label,
+    rate_panel,
     run_label,
     table_panel,
 )
+from normsurgeon.study.rates import rate_curves, unscaled
 from normsurgeon.study.training_curves import mean_curves
 from normsurgeon.study.wording import setting_label
 
@@ -42,6 +45,9 @@ def _parts(answer: Answer, ramp: str) -> Iterator[str]:
         yield _panel(ranking_panel(answer))
     for crossing in answer.crossings:
         yield _panel(crossing_panel(crossing))
+    if rates := rate_panel(answer):
+        yield _panel(rates)
+        yield _rate_curves(answer, ramp)
     for panel in comparison_panels(answer):
         yield _panel(panel)
     lines = [
@@ -69,6 +75,17 @@ def _parts(answer: Answer, ramp: str) -> Iterator[str]:
     if results.training:
         pairs = [(name, shown(value)) for name, value in results.training.items()]
         yield "Training\n" + plain_table(("", ""), pairs).strip("\n")
+
+
+def _rate_curves(answer: Answer, ramp: str) -> str:
+    results, _ = unscaled(answer.results)
+    curves = rate_curves(results)
+    lines = [
+        (rate_label(curve, curves), f"|{sparkline([p.mean for p in curve.points], _WIDTH, ramp=ramp)}|",
+         *(f"{percent(p.mean)} at {p.rate:g}" for p in (curve.points[0], curve.points[-1])))
+        for curve in curves
+    ]  # fmt: skip
+    return "Accuracy over the learning rates, a mark for each\n" + plain_table(("norm", "", "lowest", "highest"), lines)
 
 
 def _panel(panel: Panel) -> str:

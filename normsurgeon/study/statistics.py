@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 from normsurgeon.study.estimates import estimate, holm, paired
-from normsurgeon.study.pairing import Arranged, Block, Setting, arranged, axis_order, complete
+from normsurgeon.study.pairing import Arranged, Block, Setting, arranged, axis_order, complete, diverged_runs, per_seed
 from normsurgeon.study.quantities import Comparison, Crossing, Finished, Rank, Row, Scope
 from normsurgeon.study.rates import at_best_rates, best_rates
 from normsurgeon.study.records import AXES, Results
@@ -75,7 +74,7 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
         mine = [c for c in overall if norm in (c.a, c.b)]
         above = tuple(c.better for c in mine if c.better not in (None, norm) and c.better is not None)
         known = arm in scored and (len(scored) == 1 or any(c.p is not None for c in mine))
-        mean = estimate(_per_seed(it, block, arm)) if arm in scored else estimate([])
+        mean = estimate(per_seed(it, block, arm)) if arm in scored else estimate([])
         lost = {kind: sum(run.status == kind for run in runs) for kind in ("diverged", "failed", "skipped")}
         ranks.append(
             Rank(
@@ -92,8 +91,8 @@ def crossing(results: Results, axis: str) -> Crossing:
     block = complete(it, scored)
     cells = []
     for arm in it.arms:
-        mean = estimate(_per_seed(it, block, arm)) if arm in scored else estimate([])
-        cells.append((*arm, mean.mean, mean.ci, mean.n, _diverged(it, block, arm)))
+        mean = estimate(per_seed(it, block, arm)) if arm in scored else estimate([])
+        cells.append((*arm, mean.mean, mean.ci, mean.n, diverged_runs(it, block, arm)))
     levels = axis_order(axis, (arm[0] for arm in it.arms))
     norms = axis_order("norm", (arm[1] for arm in it.arms))
     return Crossing(axis, tuple(levels), tuple(norms), len(block.settings), block.lost, tuple(cells))
@@ -118,7 +117,7 @@ def _compared(it: Arranged, scope: Scope, a: tuple[str], b: tuple[str]) -> Compa
     block, of_a, of_b = _lines(it, scope, a, b)
     test = paired([x - y for x, y in zip(of_a, of_b, strict=True)])
     mean_a, mean_b = estimate(of_a), estimate(of_b)
-    diverged_a, diverged_b = _diverged(it, block, a), _diverged(it, block, b)
+    diverged_a, diverged_b = diverged_runs(it, block, a), diverged_runs(it, block, b)
     finished = None
     if diverged_a or diverged_b:
         part, x, y = _lines(replace(it, finished_only=True), scope, a, b)
@@ -135,7 +134,7 @@ def _lines(it: Arranged, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Bl
     """What a comparison is made on, and one number a seed for both norms."""
     block = complete(it, (a, b))
     if scope != "batch size":
-        return block, _per_seed(it, block, a), _per_seed(it, block, b)
+        return block, per_seed(it, block, a), per_seed(it, block, b)
     weights = slope_weights(block.settings, it.settings)
     if not weights:
         return Block((), (), block.lost + len(block.settings) * len(block.seeds)), [], []
@@ -147,14 +146,3 @@ def _lines(it: Arranged, scope: Scope, a: tuple[str], b: tuple[str]) -> tuple[Bl
 def _weighted(it: Arranged, weights: dict[Setting, float], seeds: Sequence[int], arm: tuple[str]) -> list[float]:
     """One number a seed: the sum of the weighted scores."""
     return [math.fsum(w * (it.score(s, arm, seed) or 0.0) for s, w in weights.items()) for seed in seeds]
-
-
-def _per_seed(it: Arranged, block: Block, arm: tuple[Any, ...]) -> list[float]:
-    """One number a seed: the mean over the block's settings."""
-    return [math.fsum(it.score(s, arm, seed) or 0.0 for s in block.settings) / len(block.settings)
-            for seed in block.seeds]  # fmt: skip
-
-
-def _diverged(it: Arranged, block: Block, arm: tuple[Any, ...]) -> int:
-    runs = [it.runs[s, arm, seed] for s in block.settings for seed in block.seeds if (s, arm, seed) in it.runs]
-    return sum(run.status == "diverged" for run in runs)

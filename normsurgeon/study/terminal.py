@@ -23,10 +23,13 @@ from normsurgeon.study.panels import (
     facts,
     lost_panel,
     ranking_panel,
+    rate_label,
+    rate_panel,
     run_label,
     table_panel,
 )
 from normsurgeon.study.plain import plain_text
+from normsurgeon.study.rates import rate_curves, unscaled
 from normsurgeon.study.training_curves import mean_curves
 from normsurgeon.study.wording import setting_label
 
@@ -86,6 +89,8 @@ class _Drawing:
             yield self.panel(ranking_panel(answer))
         for crossing in sorted(answer.crossings, key=lambda crossing: crossing.axis != "batch_size"):
             yield self.panel(crossing_panel(crossing, long=self.narrow))
+        if rates := rate_panel(answer):
+            yield Group(self.panel(rates), *self.rates())
         for panel in comparison_panels(answer):
             yield self.panel(_joined(panel))
         yield from self.curves()
@@ -132,6 +137,15 @@ class _Drawing:
         notes = [_note(panel.note)] if panel.note else []
         table = fitted_table(panel.header, rows[:_MOST_ROWS], self.width, panel.texts)
         return Group(_title(panel.title), *notes, *table, *some)
+
+    def rates(self) -> Iterator[RenderableType]:
+        """Accuracy over the learning rates, a mark for each."""
+        curves = rate_curves(unscaled(self.answer.results)[0])
+        for curve in curves[:_MOST_CURVES]:
+            ends = f"{percent(curve.points[0].mean)} to {percent(curve.points[-1].mean)}"
+            yield from self.spark(rate_label(curve, curves), [point.mean for point in curve.points], ends)
+        if len(curves) > _MOST_CURVES:
+            yield _note(f"{len(curves) - _MOST_CURVES} more; a pipe, or a saved answer, has them all")
 
     def curves(self) -> Iterator[RenderableType]:
         """Accuracy over the epochs, the mean over seeds."""

@@ -49,6 +49,15 @@ def setting_label(setting: Setting) -> str:
     return ", ".join(words)
 
 
+def rate_range(low: float, high: float) -> str:
+    """Learning rates from one to another, both of them tried.
+
+    >>> rate_range(0.03, 0.3), rate_range(0.1, 0.1)
+    ('0.03 to 0.3', '0.1 alone')
+    """
+    return f"{low:g} alone" if low == high else f"{low:g} to {high:g}"
+
+
 def points(difference: float | None, signed: bool = False, digits: int | None = None) -> str:
     """A difference of fractions in percentage points: one decimal, two where one would show nothing.
 

@@ -20,11 +20,13 @@ window.moreCharts = (helpers) => {
     const percent = spec.percent || (spec.percents || []).includes(measure) || (spec.scales || {})[measure] === "percent";
     const log = (spec.scales || {})[measure] === "log" && series.every((line) => line.y.every((y) => y > 0));
     const say = (y) => (percent ? `${points(y)} %` : number(y));
+    const gaps = Math.max(1, (spec.log ? spec.at.length : 2) - 1) * Math.max(1, series.length - 1);
+    const step = spec.log ? (spec.at[spec.at.length - 1] / spec.at[0]) ** Math.min(0.014, 0.25 / gaps) : 1;
     const traces = [];
     series.forEach((line, i) => {
       const colour = tone(line.tone);
-      // Whiskers at one batch size would hide each other: each norm stands a little beside the last.
-      const x = spec.log ? line.x.map((v) => v * 2 ** (0.055 * (i - (series.length - 1) / 2))) : line.x;
+      // Whiskers at one place would hide each other: each line stands a little to the right of the last.
+      const x = spec.log ? line.x.map((v) => v * step ** (i - (series.length - 1) / 2)) : line.x;
       if (spec.band && line.low) {
         const known = line.x.map((_, k) => k).filter((k) => line.low[k] !== null);
         const edge = { x: known.map((k) => x[k]), mode: "lines", line: { width: 0 }, hoverinfo: "skip", type: "scatter", showlegend: false };
@@ -33,7 +35,7 @@ window.moreCharts = (helpers) => {
       }
       traces.push({
         type: "scatter", mode: line.x.length > 40 ? "lines" : "lines+markers", name: escape(line.name), x, y: line.y,
-        line: { color: colour, width: 2 }, marker: { color: colour, size: line.x.length > 20 ? 5 : 8, symbol: symbols[line.tone % 8] },
+        line: { color: colour, width: 2, dash: line.dash || "solid" }, marker: { color: colour, size: line.x.length > 20 ? 5 : 8, symbol: symbols[line.tone % 8] },
         error_y: !spec.band && line.low ? {
           type: "data", symmetric: false, color: colour, thickness: 1.5, width: 4,
           array: line.y.map((y, k) => (line.high[k] === null ? 0 : line.high[k] - y)),
