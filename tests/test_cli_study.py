@@ -79,6 +79,22 @@ def test_a_dry_run_prints_the_cells_and_the_time_and_writes_nothing(run, config,
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_networks_that_cells_begin_from_have_lines_of_their_own_and_are_no_cells(run, tmp_path):
+    config = tmp_path / "starts.yaml"
+    config.write_text(TINY.replace(', "gn:3"', "") + "start: converted\npretraining: {epochs: 2}\n")
+    dry = run("study", config, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert "2 cells; all: " in dry.stdout
+    done = run("study", config, "--jobs", "1", "--json")
+    assert done.exit_code == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "norm " in line]
+    assert lines[0].startswith("0/2  to begin from: norm bn: ")
+    assert [line.split(": ")[0] for line in lines[1:]] == ["1/2  norm bn", "2/2  norm gn"]
+    document = json.loads(done.stdout)
+    assert document["counts"]["done"] == len(document["cells"]) == 2
+    assert document["training"]["pretraining"]["epochs"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

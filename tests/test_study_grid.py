@@ -168,6 +168,15 @@ def test_every_key_and_entry_has_the_line_that_it_is_written_on(keys, blank):
         assert document.line((f"k{i}", 1, "deeper")) == at + 3
 
 
+def test_the_grid_in_the_documentation_is_one():
+    text = (Path(__file__).parents[1] / "docs" / "study.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    grid = Grid.from_dict(parse_yaml(block).value)
+    assert (len(grid.cells()), grid.pretraining.training.epochs) == (126, 6)
+    for key in grid.pretraining.to_dict():
+        assert f"`{key}`" in text or key in grid.training.to_dict(), key
+
+
 # What is refused, and the line that it is on
 
 

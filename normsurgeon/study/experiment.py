@@ -139,9 +139,12 @@ def run_study(
 
 
 def _shared(grid: Grid) -> dict[str, Any]:
-    """What all cells share, as the report shows it."""
-    pretraining = {} if grid.pretraining is None else {"pretraining": grid.pretraining.to_dict()}
-    return {**grid.training.to_dict(), **pretraining}
+    """What all cells share, as the report shows it; of a pretraining, what is its own."""
+    shared = grid.training.to_dict()
+    if grid.pretraining is None:
+        return shared
+    own = {key: value for key, value in grid.pretraining.to_dict().items() if shared.get(key, ...) != value}
+    return {**shared, "pretraining": own}
 
 
 def _originals(
