@@ -30,15 +30,22 @@ class Cell:
 
 def read(file: Path) -> dict[Cell, float]:
     """The accuracies of the runs that are done."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half written
-    return {Cell(**line["cell"]): line["top1"] for line in found}
+    done = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:  # half written, when a run was stopped
+            continue
+        done[Cell(**found["cell"])] = found["top1"]
+    return done
 
 
 def write(file: Path, cell: Cell, top1: float, seconds: float) -> None:
-    """Append one run."""
+    """Append one run, on a line of its own also behind one that is half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
     with file.open("a") as stream:
+        stream.write("" if whole else "\n")
         stream.write(json.dumps({"cell": asdict(cell), "top1": top1, "seconds": round(seconds, 1)}) + "\n")
 
 
