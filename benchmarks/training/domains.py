@@ -53,6 +53,16 @@ def load(network: str, domain: str, train_images: int, test_images: int) -> Task
     return Task(model, *parts, classes=10, new_head=True)
 
 
+@cache
+def source_images(count: int = 256) -> Tensor:
+    """Images of the domain that the networks come from, in colour, which no task trains or tests on.
+
+    To convert and calibrate where the new domain's images are private, with the clients, or yet to come.
+    """
+    x, _ = cifar.images("test")
+    return cifar.normalized(x[-count:])
+
+
 def _fashion(split: str, count: int) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) from 0 to 1, padded from 28 pixels, and labels, in a fixed random order."""
     from torchvision.transforms.functional import to_tensor
