@@ -4,34 +4,61 @@
 
 Every start is trained at every learning rate with the same images in the same order; compared are the best rates of
 each, over seeds in pairs. Parts: ``rates`` (SGD, batches of 2, many learning rates), ``batches`` (SGD and AdamW,
-batches of 1 to 32, two domains). Runs are written as they end, so that a part that was stopped, or ran out of
-``--minutes``, goes on where it was; the table is of what is done. Weights and images: ../shared/data/cifar10.
+batches of 1 to 32, two domains), ``private`` (DP-SGD with Opacus), ``federated`` (clients with different labels),
+``adaptation`` (without labels, while being tested). Runs are written as they end, so that a part that was stopped, or
+ran out of ``--minutes``, goes on where it was; the table is of what is done. Weights and images:
+../shared/data/cifar10. Opacus: ``pip install --group trainability``.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
 
 import torch
-from training import cifar, supervised
+from training import adaptation, cifar, federated, private, supervised
 from training.cells import Cell, product, read, table, write
 from training.starts import STARTS
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+PRIVATE_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # gradients are clipped to norm 1, and the noise is of the same size
+FEDERATED_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+ADAPTATION_RATES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+
+REFERENCE = {"private": private.FIX}
+"""What the other starts are compared with, where that is not ``bn``."""
 
 
 def cells(part: str, network: str, seeds: int) -> list[Cell]:
     """What a part runs, in order."""
     if part == "rates":
         return product(part, network, ["grey"], ["sgd 2"], RATES, STARTS[:7], seeds)
+    if part == "private":
+        possible = [private.FIX, *(name for name in STARTS if name not in ("bn", "bn frozen"))]
+        settings = [f"epsilon {epsilon} clip 1" for epsilon in (1, 3, 8)]
+        return product(part, network, ["grey"], settings, PRIVATE_RATES, possible, seeds)
+    if part == "federated":
+        return product(part, network, ["grey"], ["alpha 0.1", "alpha 0.5"], FEDERATED_RATES, STARTS, seeds)
+    if part == "adaptation":
+        able = [name for name in STARTS if name != "swap"]  # without labels, nothing makes up for a lost function
+        settings = ["tent 1", "sar 1", "tent 16"]
+        none = product(part, network, ["grey"], ["none"], [0.0], able, seeds)
+        rest = product(part, network, ["grey"], settings, ADAPTATION_RATES, able, seeds)
+        return sorted(none + rest, key=lambda cell: cell.seed)
     settings = [f"{optimizer} {size}" for optimizer in ("sgd", "adamw") for size in (1, 2, 4, 32)]
     return product(part, network, ["grey", "fashion"], settings, RATES[1:], STARTS, seeds)
 
 
-RUN = {"rates": supervised.run, "batches": supervised.run}
+RUN = {
+    "rates": supervised.run,
+    "batches": supervised.run,
+    "private": private.run,
+    "federated": federated.run,
+    "adaptation": adaptation.run,
+}
 
 
 def main() -> int:
@@ -41,10 +68,13 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--results", type=Path, default=Path("trainability"))
-    parser.add_argument("--against", default="bn", help="the start that others are compared with")
+    parser.add_argument("--against", help="the start that others are compared with; default: bn, of private opacus fix")
     options = parser.parse_args()
     if not cifar.available():
         print(f"no networks at {cifar.FOLDER}: this benchmark needs the CIFAR sample", file=sys.stderr)
+        return 1
+    if options.part == "private" and importlib.util.find_spec("opacus") is None:
+        print("private needs Opacus; try pip install --group trainability", file=sys.stderr)
         return 1
     torch.set_num_threads(1)
     file = options.results / f"{options.part}-{options.network}.jsonl"
@@ -62,7 +92,8 @@ def main() -> int:
         print(
             f"{len(done)}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}", flush=True
         )
-    print(table({cell: done[cell] for cell in wanted if cell in done}, options.against))
+    against = options.against or REFERENCE.get(options.part, "bn")
+    print(table({cell: done[cell] for cell in wanted if cell in done}, against))
     return 0
 
 
