@@ -1051,6 +1051,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+LAYOUT = {"changed through a view", "read by as_strided"}
+"""Steps that compute something else where their input lies in memory in another way; a norm that is gone lays out
+nothing."""
+
 FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "called with keywords": ("a lost fold: what takes the norm's place has no argument named input", ("fold",)),
 }
