@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -66,6 +67,10 @@ def main() -> int:
     parser.add_argument("part", choices=sorted(RUN))
     parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet56"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--setting", default="*", help="only the settings that match, such as 'epsilon 3*'")
+    parser.add_argument("--domain", default="*", help="only the domains that match")
+    parser.add_argument("--start", action="append", help="only this start; may be repeated")
+    parser.add_argument("--lr", type=float, action="append", help="only this learning rate; may be repeated")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--results", type=Path, default=Path("trainability"))
     parser.add_argument("--against", help="the start that others are compared with; default: bn, of private opacus fix")
@@ -78,7 +83,15 @@ def main() -> int:
         return 1
     torch.set_num_threads(1)
     file = options.results / f"{options.part}-{options.network}.jsonl"
-    wanted, done = cells(options.part, options.network, options.seeds), read(file)
+    done = read(file)
+    wanted = [
+        cell
+        for cell in cells(options.part, options.network, options.seeds)
+        if fnmatchcase(cell.setting, options.setting)
+        and fnmatchcase(cell.domain, options.domain)
+        and (not options.start or cell.start in options.start)
+        and (not options.lr or cell.lr in options.lr)
+    ]
     end = time.monotonic() + 60 * options.minutes
     for cell in wanted:
         if cell in done:
@@ -90,7 +103,8 @@ def main() -> int:
         write(file, cell, top1, time.perf_counter() - started)
         done[cell] = top1
         print(
-            f"{len(done)}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}", flush=True
+            f"{sum(each in done for each in wanted)}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}",
+            flush=True,
         )
     against = options.against or REFERENCE.get(options.part, "bn")
     print(table({cell: done[cell] for cell in wanted if cell in done}, against))
