@@ -102,10 +102,8 @@ def main() -> int:
         top1 = RUN[cell.part](cell)
         write(file, cell, top1, time.perf_counter() - started)
         done[cell] = top1
-        print(
-            f"{sum(each in done for each in wanted)}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}",
-            flush=True,
-        )
+        count = sum(each in done for each in wanted)
+        print(f"{count}/{len(wanted)} {cell.domain} {cell.setting} {cell.start} {cell.lr:g}: {top1:.3f}", flush=True)
     against = options.against or REFERENCE.get(options.part, "bn")
     print(table({cell: done[cell] for cell in wanted if cell in done}, against))
     return 0
