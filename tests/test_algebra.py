@@ -178,6 +178,17 @@ def test_conversion_doubles_the_scale_of_every_producers_weights_and_calibration
         torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
 
 
+def test_softened_groups_share_one_scale_since_they_share_one_eps():
+    model = randomise_(ConvNet())
+    result = ns.convert(model, to="gn", eps=0.3, balance=False, example_inputs=torch.randn(2, 3, 16, 16))
+    site = result.sites[0]
+    assert (site.folds, site.groups) == (True, 2)
+    old, new = (_row_norms(m.get_submodule(site.site.producer)) for m in (model, result.model))
+    assert new.sum() / old.sum() == pytest.approx(4.0, rel=1e-4)
+    per_channel = (new / old) * (model.bn1.running_var + model.bn1.eps)  # the whitening taken out again
+    torch.testing.assert_close(per_channel, per_channel[:1].expand_as(per_channel), rtol=1e-4, atol=0)
+
+
 def test_on_whitened_input_gamma_and_beta_are_copied():
     whitened = Moments(torch.zeros(8).double(), torch.ones(8).double())
     wanted = Affine(torch.randn(8).double(), torch.randn(8).double())

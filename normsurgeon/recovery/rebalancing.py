@@ -46,7 +46,7 @@ def rebalance_(
         seen = Affine(_cpu(seen.scale), _cpu(seen.shift))
         wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(sources.read(pair.batch_norm)).scale)
         scale = Affine(wanted / seen.scale, torch.zeros_like(wanted))
-        scale = whitening.at_scale(pair.producer, scale, target, groups, 1.0)
+        scale = whitening.at_scale(pair.producer, scale, target, groups if pair.softening is None else 1, 1.0)
         _refold_(pair.producer, pair.norm, scale, seen.after(site.moments), target, groups, pair.softening)
         balanced += 1
     return images, balanced

@@ -329,7 +329,8 @@ def _solved(
         if probe is not None:
             alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
             white = whitening.Affine(alpha * white.scale, alpha * white.shift)
-        white = whitening.at_scale(producer, white, target, decision.groups or 1, whitening.GAIN)
+        pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
+        white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
         eps *= whitening.GAIN**2  # of features that much larger
         wanted = whitening.Affine(whole.scale / white.scale, whole.shift - whole.scale / white.scale * white.shift)
         whitening.fold_(producer, white)
