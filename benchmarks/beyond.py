@@ -1,6 +1,7 @@
 """Convert the networks of other projects, with random statistics, and write their section of docs/coverage.md.
 
-    python benchmarks/beyond.py [--only GLOB] [--processes 2] [--output docs/coverage.md] [--original] [--list]
+    python benchmarks/beyond.py [--only GLOB] [--processes 2] [--output docs/coverage.md] [--results FILE]
+        [--original] [--list]
 
 `make coverage` installs the packages; benchmarks/beyond_networks.py lists the networks. Each has random weights,
 statistics and affines, and is in float64 and eval mode. Every module that holds running statistics counts as a batch
@@ -14,6 +15,7 @@ folded than FOLDS says. `--original` makes and calls the originals only. Exits w
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
@@ -22,7 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -384,21 +386,32 @@ def in_process(name: str, original_only: bool) -> Outcome:
     return outcome
 
 
-def run(names: list[str], processes: int, original_only: bool) -> list[Outcome]:
-    """All outcomes, in the order of the names."""
-    outcomes = []
+def read(file: Path | None) -> dict[str, Outcome]:
+    """The outcomes of earlier runs, by network; failures are to be tried again."""
+    lines = file.read_text().splitlines() if file is not None and file.exists() else []
+    found = [Outcome(**json.loads(line)) for line in lines if line.endswith("}")]  # the last may be half written
+    return {outcome.name: outcome for outcome in found if outcome.failure is None}
+
+
+def run(names: list[str], processes: int, original_only: bool, file: Path | None = None) -> list[Outcome]:
+    """All outcomes, in the order of the names; those that ``file`` has are not run again, new ones go into it."""
+    outcomes = read(file)
+    todo = [name for name in names if name not in outcomes]
     with ThreadPoolExecutor(processes) as pool:
-        for number, outcome in enumerate(pool.map(in_process, names, [original_only] * len(names)), 1):
-            outcomes.append(outcome)
+        for number, outcome in enumerate(pool.map(in_process, todo, [original_only] * len(todo)), 1):
+            outcomes[outcome.name] = outcome
+            if file is not None:
+                with file.open("a") as stream:
+                    stream.write("\n" + json.dumps(asdict(outcome)))
             counted = f"{outcome.batch_norms} batch norms" if original_only else f"of {outcome.batch_norms} folded"
             told = outcome.failure or outcome.skipped or (counted if original_only else f"{outcome.folded} {counted}")
             more = "".join(f"; {note}" for note in outcome.notes)
             print(
-                f"{number}/{len(names)} {outcome.name}: {told}{more} ({outcome.seconds:.0f} s)",
+                f"{number}/{len(todo)} {outcome.name}: {told}{more} ({outcome.seconds:.0f} s)",
                 file=sys.stderr,
                 flush=True,
             )
-    return outcomes
+    return [outcomes[name] for name in names]
 
 
 def report(outcomes: list[Outcome], left_out: dict[str, str], chosen: str = "") -> str:
@@ -461,6 +474,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=["*"], help="names of networks, as package.name with * and ?")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--results", type=Path, default=None, help="a file of outcomes: what it has is not run again")
     parser.add_argument("--original", action="store_true", help="make and call the originals, convert nothing")
     parser.add_argument("--list", action="store_true", help="print the names only")
     options = parser.parse_args()
@@ -470,7 +484,7 @@ def main() -> int:
     if options.list:
         print("\n".join(names))
         return 0
-    outcomes = run(names, options.processes, options.original)
+    outcomes = run(names, options.processes, options.original, options.results)
     chosen = f"{len(listed)} of the {len(everything)} networks that it knows" if len(listed) < len(everything) else ""
     text = report(outcomes, {name: why for name, why in listed.items() if isinstance(why, str)}, chosen)
     if options.output is None or options.original:
