@@ -125,13 +125,15 @@ def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(nam
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("make", PRODUCERS)
 @pytest.mark.parametrize("name", ["gn", "ln", "rms2d"])
-def test_at_a_scale_each_pools_weights_have_their_norm_times_the_gain(make, name):
-    producer, target, groups = make(True, 2), catalogue.TARGETS[name], 2 if name == "gn" else 1
+def test_at_a_scale_each_pools_weights_have_their_norm_times_the_gain(make, name, dtype):
+    producer, target, groups = make(True, 2).to(dtype), catalogue.TARGETS[name], 2 if name == "gn" else 1
     before = copy.deepcopy(producer)
     affine = Affine(torch.randn(8).double(), torch.randn(8).double())
     kept = whitening.at_scale(producer, affine, target, groups, 3.0)
+    assert torch.equal(producer.weight, before.weight)
     ratio = (kept.scale / affine.scale).view(groups, -1)
     assert (ratio > 0).all()
     torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))

@@ -120,7 +120,7 @@ def at_scale(producer: nn.Module, affine: Affine, target: Target, groups: int, g
     norm, the effective learning rate of W goes with 1 / ||W||² (van Laarhoven, arXiv:1706.05350), and folding alone
     divides each row of W by a standard deviation, whatever that is.
     """
-    rows_C = _rows(producer).square().sum(1)
+    rows_C = _row_squares(producer)
     pools = groups if target.pools == "groups" else 1
     before_G = rows_C.view(pools, -1).sum(1)
     after_G = (rows_C * affine.scale.square().to(rows_C.device)).view(pools, -1).sum(1)
@@ -158,6 +158,15 @@ def _rows(layer: nn.Module) -> Tensor:
         blocks = weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
         return blocks.permute(0, 2, 1, 3).reshape(layer.groups * weight.shape[1], -1)
     return weight.flatten(1)
+
+
+def _row_squares(layer: nn.Module) -> Tensor:
+    """The squared L2 norm of each output channel's weights, (C,), float64; a few rows at a time, as ``fold_``."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    if isinstance(layer, _ConvTransposeNd):
+        return _rows(layer).square().sum(1)
+    rows = max(1, CHUNK // max(1, weight[0].numel()))
+    return torch.cat([part.double().square().flatten(1).sum(1) for part in weight.split(rows)])
 
 
 def matching_affine(
