@@ -38,7 +38,7 @@ class Origin:
     history: tuple[Mapping[str, Any], ...] = ()
     data: Mapping[str, Any] | None = None
     eps: Mapping[str, float] = field(default_factory=dict)
-    """Each new norm's eps: it goes with the scale of its input, which came from statistics that are gone by now."""
+    """Each layer's eps; a new norm's goes with the scale of its input, which is not known without the statistics."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, the header of a checkpoint."""
@@ -130,8 +130,7 @@ def save(
         model, origin = result, origin_of(result)
     check_writable(path)
     if origin.plans:
-        converted = {d.name for plan in origin.plans for d in plan.decisions if d.status == "converted"}
-        modules = [(name, module) for name, module in model.named_modules() if name in converted]
+        modules = model.named_modules()
         origin = replace(origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)})
     origin = _rebuildable(model, origin, str(path), say)
     try:
@@ -231,9 +230,12 @@ def architecture_of(origin: Origin, where: str) -> nn.Module:
 def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
     for plan in origin.plans:
         model = convert_(model, plan, values=False).model
+    # A file from before 2026-11-26 names eps only where a plan softens: then its norms have the original's.
+    before = {d.name: d.site.eps for plan in origin.plans for d in plan.decisions if d.status == "converted"}
+    known = origin.eps or before
     for name, module in model.named_modules():
-        if name in origin.eps:
-            module.eps = origin.eps[name]
+        if name in known and isinstance(getattr(module, "eps", None), float):
+            module.eps = known[name]
     return model
 
 

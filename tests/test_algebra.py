@@ -180,6 +180,21 @@ def test_conversion_doubles_the_scale_of_every_producers_weights_and_calibration
         torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("target", sorted(catalogue.TARGETS))
+def test_a_structure_made_without_values_has_the_eps_of_one_made_with_them(target):
+    """So that the state of a converted network makes a converted skeleton the same network."""
+    model = randomise_(ConvNet())
+    example = torch.randn(2, 3, 16, 16)
+    plan = ns.plan(model, target, example_inputs=example)
+    full, ghost = ns.convert(model, plan).model, ns.convert(copy.deepcopy(model).to("meta"), plan).model
+    eps = [{n: m.eps for n, m in each.named_modules() if hasattr(m, "eps")} for each in (full, ghost)]
+    assert eps[0] == eps[1]
+    if target in PER_SAMPLE:
+        assert {d.name: eps[0][d.name] / d.site.eps for d in plan.decisions} == {
+            d.name: pytest.approx(4.0 if d.folds else 1.0) for d in plan.decisions
+        }
+
+
 def test_softened_groups_share_one_scale_since_they_share_one_eps():
     model = randomise_(ConvNet())
     result = ns.convert(model, to="gn", eps=0.3, balance=False, example_inputs=torch.randn(2, 3, 16, 16))

@@ -73,6 +73,23 @@ def test_a_softened_conversion_comes_back_with_its_eps(resnet, images_NCHW, tmp_
     assert same_function(loaded, result.model, images_NCHW)
 
 
+def test_a_file_from_before_eps_went_with_the_scale_has_the_originals_eps(resnet, images_NCHW, tmp_path) -> None:
+    result = ns.convert(resnet, to="gn")
+    folded = [site for site in result.sites if site.folds]
+    for site in folded:
+        result.model.get_submodule(site.name).eps = site.site.eps  # as conversions were then
+    path = ns.save(result, tmp_path / "net.pt")
+    content = torch.load(path, weights_only=True)
+    header = json.loads(content["normsurgeon"]) if isinstance(content["normsurgeon"], str) else content["normsurgeon"]
+    header["eps"] = {}
+    content["normsurgeon"] = json.dumps(header) if isinstance(content["normsurgeon"], str) else header
+    torch.save(content, path)
+    loaded = ns.load(path)
+    assert folded
+    assert {loaded.get_submodule(site.name).eps for site in folded} == {1e-5}
+    assert torch.equal(loaded.eval()(images_NCHW), result.model.eval()(images_NCHW))
+
+
 def test_converting_a_loaded_conversion_again_replays_both_plans(resnet, images_NCHW, tmp_path) -> None:
     first = ns.convert(resnet, to="gn", keep=["layer3.*", "layer4.*"])
     halfway = ns.load(ns.save(first, tmp_path / "first.safetensors"))

@@ -396,5 +396,5 @@ def test_first_updates_that_raise_the_loss_many_times_over_name_a_rate_to_try(co
 )
 def test_only_a_rise_of_the_mean_loss_in_the_first_updates_counts(losses, risen):
     updates = FirstUpdates(2)
-    found = [rise for loss in losses if (rise := updates.add(loss)) is not None]
+    found = [rise for step, loss in enumerate(losses, 1) if (rise := updates.add(step, loss)) is not None]
     assert len(found) == risen

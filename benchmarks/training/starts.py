@@ -12,7 +12,7 @@ import normsurgeon as ns
 from normsurgeon.norms.sources import is_batch_norm
 
 STARTS = ("bn", "bn frozen", "affine", "swap", "gn", "ln", "rms", "gn calibrated", "ln calibrated", "rms calibrated")
-"""``bn`` trains on batch statistics, ``bn frozen`` on running ones; ``swap`` has fresh norms, as Opacus' ``fix``."""
+"""``bn`` trains on batch statistics, ``bn frozen`` on running ones; ``swap`` is another class alone."""
 
 CALIBRATION_IMAGES = 256
 

@@ -67,9 +67,10 @@ def rescaled_affine(
     unit, _ = whitening.matching_affine(
         Affine(torch.ones_like(now.scale), torch.zeros_like(now.scale)), moments, target, groups, eps, None
     )
-    fixed = Affine(now.scale / unit.scale, now.shift - now.scale / unit.scale * unit.shift)
-    wanted = Affine(fixed.scale / scale.scale, fixed.shift - fixed.scale / scale.scale * scale.shift)
-    return whitening.matching_affine(wanted, scale.after(moments), target, groups, eps, softening)
+    fixed = whitening.behind(unit, now)
+    return whitening.matching_affine(
+        whitening.behind(scale, fixed), scale.after(moments), target, groups, eps, softening
+    )
 
 
 def _refold_(

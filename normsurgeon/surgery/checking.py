@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,16 +18,12 @@ from torch import Tensor, nn
 
 from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled, one_line
-from normsurgeon.graph.linearity import out_channels, row_factors
 from normsurgeon.graph.recording import is_layer
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valueless
-from normsurgeon.norms import sources
-from normsurgeon.norms.layers import laid_out, per_channel
-from normsurgeon.surgery import whitening
 from normsurgeon.surgery.comparing import Run, noted, outputs_differ, reached, sums_differ
 from normsurgeon.surgery.deciding import Decision, refused, without_fold
+from normsurgeon.surgery.fixing import Shadow, random_whitening, with_fixed_norms
 from normsurgeon.surgery.float64 import Float64
-from normsurgeon.surgery.replacing import replace_modules_
 from normsurgeon.surgery.whitening import Affine
 
 IMAGES, SIDE = 4, 64
@@ -117,14 +113,6 @@ def check(model: nn.Module, decisions: Sequence[Decision], followed: Followed) -
     return [made.get(d.name, d) for d in decisions], prover.record(list(made.values()))
 
 
-@dataclass(frozen=True)
-class _Shadow:
-    """A model around the original's own weights, some of which are multiplied where they are read (by ``id``)."""
-
-    module: nn.Module
-    factors: dict[int, Tensor] = field(default_factory=dict)
-
-
 class _Prover:
     def __init__(self, model: nn.Module, decisions: Sequence[Decision], norms: Sequence[str]) -> None:
         self.model, self.decisions, self.norms = model, {d.name: d for d in decisions}, norms
@@ -147,7 +135,7 @@ class _Prover:
             for wide in (True, False):
                 self.wide = wide
                 try:
-                    self.reference = [self._run(_Shadow(shadow_of(self.model)), call)]
+                    self.reference = [self._run(Shadow(shadow_of(self.model)), call)]
                 except Exception as error:  # a foreign forward may raise anything
                     problem = f"the model could not be run ({one_line(error)})"
                     continue
@@ -157,7 +145,7 @@ class _Prover:
                 self._add_ways(followed, call)
                 for name, decision in self.decisions.items():
                     if decision.folds:
-                        self.whitenings[name] = _random_whitening(
+                        self.whitenings[name] = random_whitening(
                             self.modules[str(decision.site.producer)], self.modules[name]
                         )
                 return None
@@ -169,7 +157,7 @@ class _Prover:
                 continue
             call = base.with_kwargs(**_fitting(kwargs, followed.call, base))
             try:
-                self.reference.append(self._run(_Shadow(shadow_of(self.model)), call))
+                self.reference.append(self._run(Shadow(shadow_of(self.model)), call))
             except Exception:  # the small input does not suit this way: it stays unchecked, and uncounted
                 continue
             self.ways.append(_Way(how, call))
@@ -211,7 +199,7 @@ class _Prover:
     def _refuse_unreached(self, decisions: list[Decision]) -> list[Decision]:
         """Refuse norms that the original calls and that, replaced, are not called."""
         try:
-            runs = [self._run(self._replaced(decisions), way.call) for way in self.ways]
+            runs = [self._run_converted(decisions, way.call) for way in self.ways]
         except Exception:  # then bisection finds who is to blame
             return decisions
         before, after = reached(self.reference), reached(runs)
@@ -240,7 +228,7 @@ class _Prover:
         worst, jumps = 0.0, False
         for way, reference in zip(self.ways, self.reference, strict=True):
             try:
-                run = self._run(self._replaced(decisions), way.call)
+                run = self._run_converted(decisions, way.call)
             except Exception as error:
                 return f"{one_line(error)} in {way.how}"
             found = self._compare(reference, run, [d for d in decisions if d.folds])
@@ -293,34 +281,15 @@ class _Prover:
             return t.double() * (1 + size * noise) if t.is_floating_point() else t
 
         try:
-            again = self._run(_Shadow(shadow_of(self.model)), way.call.map(nudged))
+            again = self._run(Shadow(shadow_of(self.model)), way.call.map(nudged))
             return outputs_differ(reference, again) > self.tolerance
         except Exception:
             return False
 
-    def _replaced(self, decisions: Sequence[Decision]) -> _Shadow:
-        """A shadow of the model with fixed affines in place of the converted norms, and random whitenings folded."""
-        shadow, factors = shadow_of(self.model), {}
-        modules = dict(shadow.named_modules())
-        replacements: dict[nn.Module, nn.Module] = {}
-        with torch.no_grad():
-            for decision in decisions:
-                if decision.status != "converted":
-                    continue
-                reading = sources.read(modules[decision.name])  # the shadow's: drop and act go into it
-                fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
-                if decision.folds:
-                    white = self.whitenings[decision.name]
-                    producer = modules[str(decision.site.producer)]
-                    factors[id(producer.weight)] = row_factors(producer, white.scale)
-                    producer.bias = _whitened_bias(producer, white, self.wide)
-                    fixed = Affine(fixed.scale / white.scale, fixed.shift - fixed.scale * white.shift / white.scale)
-                gone = decision.folds and decision.target == "fold"  # nothing is left there
-                replacements[modules[decision.name]] = _Fixed(fixed, reading, nn.Identity() if gone else laid_out)
-        replace_modules_(shadow, replacements)
-        return _Shadow(shadow.eval(), factors)
+    def _run_converted(self, decisions: Sequence[Decision], call: Call) -> Run:
+        return self._run(with_fixed_norms(self.model, decisions, self.whitenings, self.wide), call)
 
-    def _run(self, shadow: _Shadow, call: Call) -> Run:
+    def _run(self, shadow: Shadow, call: Call) -> Run:
         run = Run([], [])
         inside = tuple(f"{name}." for name in self.norms)
         for name, module in shadow.module.named_modules():
@@ -349,44 +318,6 @@ class _Prover:
             unfolded=tuple(self.unfolded),
             refused=tuple(self.refused),
         )
-
-
-class _Fixed(nn.Module):
-    """A batch norm in eval mode, in float64: ``act(drop(layout(scale * x + shift)))``."""
-
-    def __init__(self, affine: Affine, reading: sources.BatchNormReading, layout: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.affine, self.layout = affine, layout
-        self.drop, self.act = reading.drop, reading.act
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` of shape (N, C, *) to the same shape."""
-        scale, shift = (per_channel(v.to(x.device), x) for v in (self.affine.scale, self.affine.shift))
-        y = self.layout((x * scale + shift).to(x.dtype))
-        for part in (self.drop, self.act):
-            y = part(y) if part is not None else y
-        return y
-
-
-def _random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:
-    """Signs and powers of two, about as large as the norm's own whitening; shifts of about one standard deviation."""
-    channels = out_channels(producer)
-    generator = torch.Generator().manual_seed(channels)
-    device = sources.read(norm).reference.device
-    sign = torch.randint(0, 2, (channels,), generator=generator) * 2.0 - 1.0
-    power = torch.randint(-1, 2, (channels,), generator=generator)
-    scale = sign.double() * torch.pow(2.0, power.double())
-    shift = torch.randn(channels, generator=generator, dtype=torch.float64)
-    return Affine(scale.to(device), shift.to(device))
-
-
-def _whitened_bias(producer: nn.Module, white: Affine, wide: bool) -> nn.Parameter:
-    """The bias of a layer with ``white`` behind it; its weight is the model's own, and scaled where it is read."""
-    weight = producer.weight
-    assert isinstance(weight, Tensor)
-    bias = producer.bias.double() if isinstance(producer.bias, Tensor) else torch.zeros_like(white.shift)
-    whitened = (bias * white.scale + white.shift).to(weight.device, torch.float64 if wide else weight.dtype)
-    return nn.Parameter(whitened, requires_grad=False)
 
 
 def _small(followed: Followed, model: nn.Module) -> Iterator[Call]:

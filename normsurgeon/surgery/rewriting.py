@@ -16,10 +16,8 @@ from normsurgeon.graph.following import Followed
 from normsurgeon.graph.skeleton import require_plain, why_valueless
 from normsurgeon.graph.tracing import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import sources
-from normsurgeon.norms.catalogue import LayerSpec, find_target
 from normsurgeon.surgery import verdict as verdicts
-from normsurgeon.surgery import whitening
-from normsurgeon.surgery.balancing import balance
+from normsurgeon.surgery.building import new_layer_
 from normsurgeon.surgery.checking import Check, check
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.planning import ConversionPlan, plan
@@ -202,7 +200,7 @@ def _carry_out(
             old = modules[decision.name]
             producer = modules[decision.site.producer] if decision.site.producer and decision.folds else None
             had_bias = producer is not None and producer.bias is not None
-            new = _converted(old, decision, producer, values, prepared.probes.get(decision.name))
+            new = new_layer_(old, decision, producer, values, prepared.probes.get(decision.name))
             replacements[old] = new.layer
             if new.stand_in is not None:
                 stand_ins[decision.name] = new.stand_in
@@ -276,100 +274,6 @@ def _probes(model: nn.Module, plan: ConversionPlan, followed: Followed) -> dict[
     return probe_features(model, names, (call for call, _ in synthetic_calls(model, followed)))
 
 
-@dataclass
-class _New:
-    """A new layer, and what it stands in for; None where it is that, or nobody knows it."""
-
-    layer: nn.Module
-    stand_in: StandIn | None = None
-
-
-def _converted(
-    old: nn.Module,
-    decision: Decision,
-    producer: nn.Module | None,
-    values: bool = True,
-    probe: FeatureProbe | None = None,
-) -> _New:
-    """The new layer for one site; folds into the producer, in place, where the plan says so.
-
-    Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
-    """
-    reading = sources.read(old)
-    stand_in = None
-    if values and not reading.reference.is_meta:
-        affine, eps, stand_in = _solved(reading, decision, producer, probe)
-    else:
-        affine, eps = None, reading.eps if decision.eps is None else decision.eps
-        if producer is not None:
-            whitening.give_bias_(producer)
-    rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
-    return _New(_built(reading, decision, eps, affine, rank), stand_in)
-
-
-def _solved(
-    reading: sources.BatchNormReading,
-    decision: Decision,
-    producer: nn.Module | None,
-    probe: FeatureProbe | None,
-) -> tuple[whitening.Affine, float, StandIn | None]:
-    """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
-    gamma_beta = whitening.gamma_beta(reading)
-    if decision.whitening == "none":
-        return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
-    white = whitening.whitener(reading)
-    whole = whitening.compose(gamma_beta, white)
-    target = find_target(decision.target or "")
-    if target.exact:
-        if producer is not None:
-            whitening.fold_(producer, whole)
-        return whole, reading.eps, None
-    moments, wanted, eps = whitening.moments_of(reading), whole, reading.eps
-    if producer is not None:
-        if probe is not None:
-            alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
-            white = whitening.Affine(alpha * white.scale, alpha * white.shift)
-        pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
-        white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
-        eps *= whitening.GAIN**2  # of features that much larger
-        wanted = whitening.Affine(whole.scale / white.scale, whole.shift - whole.scale / white.scale * white.shift)
-        whitening.fold_(producer, white)
-        moments = white.after(moments)
-    affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, eps, decision.eps)
-    return affine, eps, StandIn(wanted, moments)
-
-
-def _built(
-    reading: sources.BatchNormReading,
-    decision: Decision,
-    eps: float,
-    affine: whitening.Affine | None,
-    rank: int | None,
-) -> nn.Module:
-    reference = reading.reference
-    spec = LayerSpec(
-        channels=reading.channels,
-        groups=decision.groups or 1,
-        eps=eps,
-        affine=True,
-        rank=rank,
-        drop=reading.drop,
-        act=reading.act,
-        device=reference.device,
-        dtype=reference.dtype,
-    )
-    layer = find_target(decision.target or "").build(spec)
-    trainable = any(t is not None and t.requires_grad for t in (reading.weight, reading.bias))
-    for name in ("weight", "bias"):
-        parameter = layer._parameters.get(name)
-        if parameter is not None:
-            if affine is not None:
-                parameter.copy_(affine.scale if name == "weight" else affine.shift)
-            source = getattr(reading, name)
-            parameter.requires_grad_(trainable if source is None else source.requires_grad)
-    return layer
-
-
 @torch.no_grad()
 def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
     """The converted model as a GraphModule, its functional batch norms replaced by layers, too."""
@@ -388,7 +292,7 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
                 stand_in._buffers[key] = value
             else:
                 stand_in._parameters[key] = value
-        layer = _converted(stand_in, decision, None).layer
+        layer = new_layer_(stand_in, decision, None).layer
         graph_module.add_submodule(f"converted_{node.name}", layer.train(model.training))
         with graph_module.graph.inserting_after(node):
             call = graph_module.graph.call_module(f"converted_{node.name}", (arguments["input"],))

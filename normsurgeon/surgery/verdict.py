@@ -163,20 +163,22 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
     """Compare the converted ``model`` with the original; its new norms are the ``stand_ins``."""
     losses: dict[str, float] = {}
     images = len(before.call)
+
+    def measuring(promised: bool) -> Callable[[nn.Module], Any]:
+        return lambda shadow: _measuring(shadow, stand_ins, losses, promised)
+
     try:
-        outputs = _outputs(model, before.call)
+        outputs = _outputs(model, before.call, None if before.synthetic else measuring(promised=False))
     except Exception as error:  # of a foreign forward; the original took this very input
         return Verdict(images, before.source, before.synthetic, math.inf, math.inf, problem=one_line(error))
     if before.synthetic and stand_ins:
         for call, _ in synthetic_calls(model, followed, NORM_IMAGES):
             try:
-                _outputs(model, call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=True))
+                _outputs(model, call, measuring(promised=True))
             except Exception:  # as in reference(): the next size may do
                 continue
             images = len(call)
             break
-    elif stand_ins:
-        _outputs(model, before.call, lambda shadow: _measuring(shadow, stand_ins, losses, promised=False))
     worst = max(losses, key=losses.__getitem__, default=None)
     agreement, stderr, kl = _as_classifiers(before.outputs, outputs)
     return Verdict(

@@ -81,6 +81,12 @@ def compose(outer: Affine, inner: Affine) -> Affine:
     return Affine(outer.scale * inner.scale, outer.scale * inner.shift + outer.shift)
 
 
+def behind(inner: Affine, whole: Affine) -> Affine:
+    """What has to come behind ``inner`` to make up ``whole``: ``compose(behind(inner, whole), inner) == whole``."""
+    scale = whole.scale / inner.scale
+    return Affine(scale, whole.shift - scale * inner.shift)
+
+
 def give_bias_(producer: nn.Module) -> None:
     """Give a layer without bias one of zeros, in place; it requires a gradient where the weight does."""
     weight: nn.Parameter = producer.weight  # type: ignore[assignment]

@@ -28,7 +28,7 @@ from normsurgeon.training.seeding import STEP, seed_everything
 from normsurgeon.training.settings import Settings
 from normsurgeon.training.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.training.taps import tapped
-from normsurgeon.training.watching import EARLY, FirstUpdates, where_nonfinite
+from normsurgeon.training.watching import FirstUpdates, where_nonfinite
 
 
 @dataclass
@@ -284,7 +284,7 @@ class Loop:
         return {"loss": loss, **found}
 
     def _warn_of_a_rise(self, loss: float) -> None:
-        risen = self.first_updates.add(loss) if self.step <= EARLY else None
+        risen = self.first_updates.add(self.step, loss)
         if risen is not None:
             lower = self._rate() / 3
             self.say(

@@ -62,19 +62,21 @@ class FirstUpdates:
     def __init__(self, batch_size: int) -> None:
         self.start = -(-FEW_IMAGES // batch_size)
         self.losses: list[float] = []
+        self.reported = False
 
-    def add(self, loss: float) -> tuple[float, float] | None:
-        """The mean loss at first and now, once, where it has risen ``RISE``-fold (and is not small); else None."""
-        if len(self.losses) >= EARLY:
+    def add(self, step: int, loss: float) -> tuple[float, float] | None:
+        """The mean loss at first and now, once, where it has risen ``RISE``-fold (and is not small); else None.
+
+        step  the number of this update, from 1
+        """
+        if step > EARLY or self.reported:
             return None
         self.losses.append(loss)
         if len(self.losses) < self.start + WINDOW:
             return None
         first, now = sum(self.losses[: self.start]) / self.start, sum(self.losses[-WINDOW:]) / WINDOW
-        if now <= RISE * max(first, SMALL):
-            return None
-        self.losses = [0.0] * EARLY  # once is enough
-        return first, now
+        self.reported = now > RISE * max(first, SMALL)
+        return (first, now) if self.reported else None
 
 
 def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:

@@ -1,0 +1,115 @@
+"""One new layer: what the producer absorbs, what goes into the norm's weight and bias, and the norm itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from normsurgeon.norms import sources
+from normsurgeon.norms.catalogue import LayerSpec, find_target
+from normsurgeon.surgery import whitening
+from normsurgeon.surgery.balancing import balance
+from normsurgeon.surgery.deciding import Decision
+from normsurgeon.surgery.probing import FeatureProbe
+from normsurgeon.surgery.verdict import StandIn
+
+
+@dataclass
+class NewLayer:
+    """A new layer, and what it stands in for; None where it is that, or nobody knows it."""
+
+    layer: nn.Module
+    stand_in: StandIn | None = None
+
+
+def new_layer_(
+    old: nn.Module,
+    decision: Decision,
+    producer: nn.Module | None,
+    values: bool = True,
+    probe: FeatureProbe | None = None,
+) -> NewLayer:
+    """The new layer for one site; folds into the producer, in place, where the plan says so.
+
+    Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
+    """
+    reading = sources.read(old)
+    stand_in = None
+    if values and not reading.reference.is_meta:
+        affine, eps, stand_in = _solved(reading, decision, producer, probe)
+    else:
+        affine, eps = None, _eps(reading, decision) if decision.eps is None else decision.eps
+        if producer is not None:
+            whitening.give_bias_(producer)
+    rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
+    return NewLayer(_built(reading, decision, eps, affine, rank), stand_in)
+
+
+def _solved(
+    reading: sources.BatchNormReading,
+    decision: Decision,
+    producer: nn.Module | None,
+    probe: FeatureProbe | None,
+) -> tuple[whitening.Affine, float, StandIn | None]:
+    """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
+    gamma_beta = whitening.gamma_beta(reading)
+    if decision.whitening == "none":
+        return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
+    white = whitening.whitener(reading)
+    whole = whitening.compose(gamma_beta, white)
+    target = find_target(decision.target or "")
+    if target.exact:
+        if producer is not None:
+            whitening.fold_(producer, whole)
+        return whole, reading.eps, None
+    moments, wanted = whitening.moments_of(reading), whole
+    if producer is not None:
+        if probe is not None:
+            alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
+            white = whitening.Affine(alpha * white.scale, alpha * white.shift)
+        pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
+        white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
+        wanted = whitening.behind(white, whole)
+        whitening.fold_(producer, white)
+        moments = white.after(moments)
+    eps = _eps(reading, decision)
+    affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, eps, decision.eps)
+    return affine, eps, StandIn(wanted, moments)
+
+
+def _eps(reading: sources.BatchNormReading, decision: Decision) -> float:
+    """The batch norm's own, beside features as large as the new norm sees them."""
+    larger = decision.whitening == "fold" and not find_target(decision.target or "").exact
+    return reading.eps * whitening.GAIN**2 if larger else reading.eps
+
+
+def _built(
+    reading: sources.BatchNormReading,
+    decision: Decision,
+    eps: float,
+    affine: whitening.Affine | None,
+    rank: int | None,
+) -> nn.Module:
+    reference = reading.reference
+    spec = LayerSpec(
+        channels=reading.channels,
+        groups=decision.groups or 1,
+        eps=eps,
+        affine=True,
+        rank=rank,
+        drop=reading.drop,
+        act=reading.act,
+        device=reference.device,
+        dtype=reference.dtype,
+    )
+    layer = find_target(decision.target or "").build(spec)
+    trainable = any(t is not None and t.requires_grad for t in (reading.weight, reading.bias))
+    for name in ("weight", "bias"):
+        parameter = layer._parameters.get(name)
+        if parameter is not None:
+            if affine is not None:
+                parameter.copy_(affine.scale if name == "weight" else affine.shift)
+            source = getattr(reading, name)
+            parameter.requires_grad_(trainable if source is None else source.requires_grad)
+    return layer
