@@ -92,8 +92,8 @@ class Verdict:
         return {
             "exactly": "nothing is lost: use it as it is",
             "closely": "use it as it is; --calibrate DATA (unlabelled images) wins back a little more",
-            "partly": "next: --calibrate DATA (unlabelled images), or another norm (ln and rms lose least)",
-            "hardly": "of no use before it is trained; next: finetune, or another norm (ln and rms lose least)",
+            "partly": "next: --calibrate DATA (unlabelled images); of all norms, ln and rms lose least",
+            "hardly": "of no use before it is trained; next: finetune; of all norms, ln and rms lose least",
             "not": "next: another norm, or keep the one before it (--keep); where it is a view, reshape does",
         }[self.kept]
 
