@@ -3,11 +3,13 @@
     python benchmarks/trainability.py PART [--network resnet20] [--seeds 3] [--minutes 60] [--results FOLDER]
 
 Every start is trained at every learning rate with the same images in the same order; compared are the best rates of
-each, over seeds in pairs. Parts: ``rates`` (SGD, batches of 2, many learning rates), ``batches`` (SGD and AdamW,
-batches of 1 to 32, two domains), ``private`` (DP-SGD with Opacus), ``federated`` (clients with different labels),
-``adaptation`` (without labels, while being tested). Runs are written as they end, so that a part that was stopped, or
-ran out of ``--minutes``, goes on where it was; the table is of what is done. Weights and images:
-../shared/data/cifar10. Opacus: ``pip install --group trainability``.
+each, over seeds in pairs. A rate that the first seed found far behind the best of its start is not run with the other
+seeds (``--prune``). Parts: ``rates`` (SGD, batches of 2, many learning rates), ``batches`` (SGD and AdamW, batches of 1
+to 32, two domains), ``defaults`` (``ns.finetune`` with its defaults, and with one of them changed), ``private`` (DP-SGD
+with Opacus), ``federated`` (clients with different labels), ``adaptation`` (without labels, at test time). Each run is
+written when it ends, so that a part that was stopped, or ran out of ``--minutes``, goes on where it was; the table
+shows what is done. Weights and images: ../shared/data/cifar10; ``lite0`` is the demo network (extra ``demo``). Opacus:
+``pip install --group trainability``.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from training import adaptation, cifar, federated, private, supervised
-from training.cells import Cell, product, read, table, write
+from training import adaptation, cifar, defaults, federated, private, supervised
+from training.cells import Cell, far_behind, product, read, table, write
 from training.starts import STARTS
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -49,6 +51,8 @@ def cells(part: str, network: str, seeds: int) -> list[Cell]:
         none = product(part, network, ["grey"], ["none"], [0.0], able, seeds)
         rest = product(part, network, ["grey"], settings, ADAPTATION_RATES, able, seeds)
         return sorted(none + rest, key=lambda cell: cell.seed)
+    if part == "defaults":
+        return product(part, network, ["grey"], defaults.SETTINGS, defaults.RATES, ["bn", "gn", "ln"], seeds)
     settings = [f"{optimizer} {size}" for optimizer in ("sgd", "adamw") for size in (1, 2, 4, 32)]
     return product(part, network, ["grey", "fashion"], settings, RATES[1:], STARTS, seeds)
 
@@ -56,6 +60,7 @@ def cells(part: str, network: str, seeds: int) -> list[Cell]:
 RUN = {
     "rates": supervised.run,
     "batches": supervised.run,
+    "defaults": defaults.run,
     "private": private.run,
     "federated": federated.run,
     "adaptation": adaptation.run,
@@ -65,12 +70,13 @@ RUN = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=sorted(RUN))
-    parser.add_argument("--network", default="resnet20", choices=["resnet20", "resnet56"])
+    parser.add_argument("--network", default="resnet20", choices=cifar.NETWORKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--setting", default="*", help="only the settings that match, such as 'epsilon 3*'")
     parser.add_argument("--domain", default="*", help="only the domains that match")
     parser.add_argument("--start", action="append", help="only this start; may be repeated")
     parser.add_argument("--lr", type=float, action="append", help="only this learning rate; may be repeated")
+    parser.add_argument("--prune", type=float, default=0.05, help="how far behind a rate is left out; default: 0.05")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--results", type=Path, default=Path("trainability"))
     parser.add_argument("--against", help="the start that others are compared with; default: bn, of private opacus fix")
@@ -94,7 +100,7 @@ def main() -> int:
     ]
     end = time.monotonic() + 60 * options.minutes
     for cell in wanted:
-        if cell in done:
+        if cell in done or far_behind(cell, done, options.prune):
             continue
         if time.monotonic() > end:
             break

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import trainability
 from training import adaptation, cifar, domains, federated, private, starts
-from training.cells import Cell, product, read, table, write
+from training.cells import Cell, far_behind, product, read, table, write
 
 opacus = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is not installed")
 sample = pytest.mark.skipif(not cifar.available(), reason="the CIFAR sample is not here")
@@ -31,7 +32,7 @@ sample = pytest.mark.skipif(not cifar.available(), reason="the CIFAR sample is n
 def original(monkeypatch) -> nn.Module:
     """A CIFAR ResNet of 8 layers with random numbers, and random images where conversions see some."""
     torch.manual_seed(0)
-    monkeypatch.setattr(domains, "source_images", lambda: torch.randn(16, 3, 32, 32))
+    monkeypatch.setattr(domains, "source_images", lambda network="resnet20": torch.randn(16, 3, 32, 32))
     return randomise_(cifar.CifarResNet(1)).eval()
 
 
@@ -80,6 +81,16 @@ def test_the_table_compares_best_rates_over_pairs_of_seeds():
     assert lines[6] == f"| gn | 1 | 75.0 ± {half[1]:.1f} | +15.0 ± {difference:.1f} | 0.1 1 | 73.0 | 75.0 |"
 
 
+@pytest.mark.parametrize(("lr", "behind"), [(1e-3, False), (1e-2, False), (1e-1, True), (1.0, False)])
+def test_other_seeds_skip_rates_that_the_first_seed_found_far_behind_the_best(lr, behind):
+    first = {0.1: 0.4, 1e-2: 0.61, 1e-3: 0.65}
+    done = {Cell("rates", "resnet20", "grey", "sgd 2", rate, "gn", 0): top1 for rate, top1 in first.items()}
+    done[Cell("rates", "resnet20", "grey", "sgd 2", 1e-3, "bn", 0)] = 1.0  # another start
+    cell = Cell("rates", "resnet20", "grey", "sgd 2", lr, "gn", 1)
+    assert far_behind(cell, done, 0.05) == behind
+    assert not far_behind(replace(cell, seed=0), done, 0.05)
+
+
 @pytest.mark.parametrize("part", sorted(trainability.RUN))
 def test_a_part_runs_no_cell_twice_and_one_seed_after_the_other(part):
     cells = trainability.cells(part, "resnet20", 2)
@@ -97,7 +108,7 @@ def test_a_part_runs_no_cell_twice_and_one_seed_after_the_other(part):
 def test_opacus_gives_each_image_the_gradient_that_it_has_alone(original, start):
     from opacus.grad_sample import GradSampleModule
 
-    model = private.network(original, start).double()
+    model = private.network(original, start, torch.randn(16, 3, 32, 32)).double()
     alone = copy.deepcopy(model)
     x, y = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([1, 0, 7])
     F.cross_entropy(GradSampleModule(model)(x), y).backward()
@@ -126,7 +137,7 @@ def test_private_training_depends_on_its_seed_alone(original, monkeypatch):
     data = torch.utils.data.TensorDataset(torch.randn(16, 3, 32, 32), torch.arange(16) % 10)
     ends = []
     for seed in (0, 0, 1):
-        model = private.network(original, "gn")
+        model = private.network(original, "gn", torch.randn(16, 3, 32, 32))
         assert private.fit(model, data, epsilon=1.0, clip=1.0, lr=0.1, seed=seed)
         ends.append(model.linear.weight.detach().clone())
     assert torch.equal(ends[0], ends[1])

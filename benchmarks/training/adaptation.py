@@ -34,7 +34,9 @@ def run(cell: Cell) -> float:
     """
     method, _, batch_size = cell.setting.partition(" ")
     task = domains.load(cell.network, cell.domain, 0, TEST_IMAGES)
-    model = starts.start(task.model, cell.start, domains.source_images())  # images of the domain are yet to come
+    model = starts.start(
+        task.model, cell.start, domains.source_images(cell.network)
+    )  # images of the domain are yet to come
     order = torch.randperm(len(task.test_x), generator=torch.Generator().manual_seed(cell.seed))
     x, y = task.test_x[order], task.test_y[order]
     if method == "none":

@@ -6,7 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from normsurgeon.study.estimates import Estimate, estimate, paired
@@ -47,6 +47,12 @@ def write(file: Path, cell: Cell, top1: float, seconds: float) -> None:
     with file.open("a") as stream:
         stream.write("" if whole else "\n")
         stream.write(json.dumps({"cell": asdict(cell), "top1": top1, "seconds": round(seconds, 1)}) + "\n")
+
+
+def far_behind(cell: Cell, done: dict[Cell, float], margin: float) -> bool:
+    """Whether the first seed found this cell's learning rate more than ``margin`` of accuracy behind the best one."""
+    first = {other.lr: top1 for other, top1 in done.items() if replace(other, lr=cell.lr) == replace(cell, seed=0)}
+    return cell.seed > 0 and cell.lr in first and first[cell.lr] < max(first.values()) - margin
 
 
 def table(done: dict[Cell, float], reference: str) -> str:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NETWORKS = ("resnet20", "resnet56", "lite0")
 FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -57,7 +58,11 @@ def available() -> bool:
 
 
 def network(name: str) -> nn.Module:
-    """``resnet20`` or ``resnet56`` with its weights, in eval mode."""
+    """A network with its weights, in eval mode; ``lite0`` is an ImageNet network, EfficientNet-Lite0."""
+    if name == "lite0":
+        from normsurgeon import demo
+
+        return demo.network()
     from safetensors.torch import load_file
 
     model = CifarResNet((int(name.removeprefix("resnet")) - 2) // 6)

@@ -29,11 +29,11 @@ class Task:
     def fit_head_(self, model: nn.Module, seed: int) -> None:
         """Other labels need another last layer: of zeros, as good as any for a layer without one behind it."""
         if self.new_head:
-            head = model.linear
-            assert isinstance(head, nn.Linear)
-            model.linear = nn.Linear(head.in_features, self.classes)
-            nn.init.zeros_(model.linear.weight)
-            nn.init.zeros_(model.linear.bias)
+            name, old = next((name, module) for name, module in model.named_children() if isinstance(module, nn.Linear))
+            head = nn.Linear(old.in_features, self.classes)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            setattr(model, name, head)
 
 
 @cache
@@ -44,23 +44,30 @@ def load(network: str, domain: str, train_images: int, test_images: int) -> Task
         parts = []
         for split, count in (("train", train_images), ("test", test_images)):
             x, y = cifar.images(split)
-            parts += [cifar.normalized(cifar.grey(x[:count])), y[:count]]
-        return Task(model, *parts, classes=10, new_head=False)
+            parts += [prepared(network, cifar.grey(x[:count])), y[:count]]
+        return Task(model, *parts, classes=10, new_head=network == "lite0")
     parts = []
     for split, count in (("train", train_images), ("test", test_images)):
         x, y = _fashion(split, count)
-        parts += [cifar.normalized(x), y]
+        parts += [prepared(network, x), y]
     return Task(model, *parts, classes=10, new_head=True)
 
 
+def prepared(network: str, x: Tensor) -> Tensor:
+    """Images (N, 3, 32, 32) from 0 to 1 as a network takes them: EfficientNet-Lite0 three times as large."""
+    if network == "lite0":
+        return 2 * F.interpolate(x, scale_factor=3, mode="bilinear") - 1
+    return cifar.normalized(x)
+
+
 @cache
-def source_images(count: int = 256) -> Tensor:
+def source_images(network: str = "resnet20", count: int = 256) -> Tensor:
     """Images of the domain that the networks come from, in colour, which no task trains or tests on.
 
     To convert and calibrate where the new domain's images are private, with the clients, or yet to come.
     """
     x, _ = cifar.images("test")
-    return cifar.normalized(x[-count:])
+    return prepared(network, x[-count:])
 
 
 def _fashion(split: str, count: int) -> tuple[Tensor, Tensor]:

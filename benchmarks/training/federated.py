@@ -30,7 +30,9 @@ def run(cell: Cell) -> float:
     """The accuracy of the server's network after the last round; ``setting`` is "alpha ALPHA"."""
     _, alpha = cell.setting.split()
     task = domains.load(cell.network, cell.domain, TRAIN_IMAGES, TEST_IMAGES)
-    server = starts.start(task.model, cell.start, domains.source_images())  # the server has no client's images
+    server = starts.start(
+        task.model, cell.start, domains.source_images(cell.network)
+    )  # the server has no client's images
     task.fit_head_(server, cell.seed)
     clients = split(task.y, CLIENTS, float(alpha), cell.seed)
     for number in range(ROUNDS):

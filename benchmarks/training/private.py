@@ -19,7 +19,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from training import domains, starts
@@ -37,21 +37,21 @@ def run(cell: Cell) -> float:
     """The accuracy after a few epochs; ``setting`` is "epsilon EPSILON clip NORM"."""
     _, epsilon, _, clip = cell.setting.split()
     task = domains.load(cell.network, cell.domain, TRAIN_IMAGES, TEST_IMAGES)
-    model = network(task.model, cell.start)
+    model = network(task.model, cell.start, domains.source_images(cell.network))
     task.fit_head_(model, cell.seed)
     if not fit(model, TensorDataset(task.x, task.y), float(epsilon), float(clip), cell.lr, cell.seed):
         return 1 / task.classes
     return starts.top1(model, task.test_x, task.test_y)
 
 
-def network(original: nn.Module, start: str) -> nn.Module:
-    """A start in training mode, as Opacus takes it. It has seen public images only: others would spend privacy."""
+def network(original: nn.Module, start: str, public: Tensor) -> nn.Module:
+    """A start in training mode, as Opacus takes it. It has seen ``public`` images only: others would spend privacy."""
     if start == FIX:
         from opacus.validators import ModuleValidator
 
         model = ModuleValidator.fix(original)
     else:
-        model = starts.start(original, start, domains.source_images())
+        model = starts.start(original, start, public)
     out_of_place_(model)
     return model.train()
 
