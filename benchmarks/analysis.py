@@ -10,7 +10,7 @@ cka         CKA of the 20 convolutions of two ResNet-18s over one forward pass o
 stream      peak memory of a whole analysis (statistics and similarity) of 50 images and of 50,000: it must not grow
 
 Passes alternate, and the median of each is taken: machines are noisy. OMP_WAIT_POLICY is PASSIVE unless it is set, as
-in ``normsurgeon analyze`` (see normsurgeon/analysis/fused.py); OMP_WAIT_POLICY=ACTIVE shows what spinning threads cost.
+in ``normsurgeon analyze`` (normsurgeon/inference/fused.py); OMP_WAIT_POLICY=ACTIVE shows what spinning threads cost.
 """
 
 from __future__ import annotations

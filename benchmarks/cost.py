@@ -20,7 +20,7 @@ FLOOR = "import timm; timm.create_model({model!r})"
 INSIDE = """
 import time, timm
 import normsurgeon as ns
-from normsurgeon.graph.tracing import trace
+from normsurgeon.graph.trace import trace
 model = timm.create_model({model!r}).eval()
 ns.plan, ns.convert_
 for _ in range(2):  # the second is free of first imports

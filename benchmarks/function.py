@@ -18,8 +18,8 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 TARGETS = ("affine", "fold", "rms", "ln", "gn", "rms2d", "ln2d", "in")

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import torch
+from normsurgeon_cli.demonstration import views
 
 import normsurgeon as ns
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.demo import photographs
-from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.demo_images import photographs
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_source
-from normsurgeon.demonstration import views
+from normsurgeon.data.transforms import DataConfig
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 JUDGED = 200

@@ -43,10 +43,10 @@ def examine(name: str, to: str) -> Outcome:
     import timm
     import torch
 
-    from normsurgeon.graph.tracing import shapes_of, trace
-    from normsurgeon.norms.sources import is_batch_norm
-    from normsurgeon.surgery.planning import plan
-    from normsurgeon.surgery.rewriting import convert
+    from normsurgeon.graph.trace import shapes_of, trace
+    from normsurgeon.norms.batchnorm import is_batch_norm
+    from normsurgeon.surgery.convert import convert
+    from normsurgeon.surgery.plan import plan
 
     started = time.perf_counter()
     outcome = Outcome(name)

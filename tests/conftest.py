@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 # Under pytest-xdist every worker has a core to itself.
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.norms import catalogue
+from normsurgeon.norms import targets
 from normsurgeon.norms.layers import LayerNormC, RmsNormC, RmsNormChw
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.whitening import Affine, Moments, compose, fold_, matching_affine
@@ -72,7 +72,7 @@ def test_a_bias_gained_by_folding_trains_exactly_when_the_weight_does(trainable)
 def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, groups, softening, seed):
     """When a sample's own channel moments equal the running ones, T with the solved affine is the batch norm."""
     generator = torch.Generator().manual_seed(seed)
-    target, channels, eps = catalogue.TARGETS[name], 8, 1e-3
+    target, channels, eps = targets.TARGETS[name], 8, 1e-3
     groups = {"gn": groups, "in": channels}.get(name, 1)
     x = torch.randn(1, channels, 5, 5, generator=generator, dtype=torch.float64) * 3 + 2
     moments = Moments(x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False))
@@ -81,7 +81,7 @@ def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, g
         torch.randn(channels, generator=generator, dtype=torch.float64),
     )
     affine, layer_eps = matching_affine(wanted, moments, target, groups, eps, softening)
-    spec = catalogue.LayerSpec(channels, groups, layer_eps, True, 4, None, None, torch.device("cpu"), torch.float64)
+    spec = targets.LayerSpec(channels, groups, layer_eps, True, 4, None, None, torch.device("cpu"), torch.float64)
     layer = target.build(spec)
     with torch.no_grad():
         layer.weight.copy_(affine.scale)
@@ -90,7 +90,7 @@ def test_the_matching_affine_is_exact_for_a_sample_of_average_statistics(name, g
     torch.testing.assert_close(layer(x), expected, rtol=1e-9, atol=1e-9)
 
 
-PER_SAMPLE = sorted(name for name, target in catalogue.TARGETS.items() if not target.exact)
+PER_SAMPLE = sorted(name for name, target in targets.TARGETS.items() if not target.exact)
 
 
 @settings(max_examples=80, deadline=None)
@@ -98,7 +98,7 @@ PER_SAMPLE = sorted(name for name, target in catalogue.TARGETS.items() if not ta
 def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(name, groups, seed):
     """What a norm divides by, a producer's weights may keep or not: the scale is free (where eps is 0)."""
     generator = torch.Generator().manual_seed(seed)
-    target, channels = catalogue.TARGETS[name], 8
+    target, channels = targets.TARGETS[name], 8
     groups = {"gn": groups, "in": channels}.get(name, 1)
     producer = nn.Conv2d(3, channels, 3).double()
 
@@ -116,7 +116,7 @@ def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(nam
         fold_(conv, seen)
         wanted = Affine(whole.scale / seen.scale, whole.shift - whole.scale / seen.scale * seen.shift)
         affine, eps = matching_affine(wanted, seen.after(moments), target, groups, 0.0, None)
-        spec = catalogue.LayerSpec(channels, groups, eps, True, 4, None, None, torch.device("cpu"), torch.float64)
+        spec = targets.LayerSpec(channels, groups, eps, True, 4, None, None, torch.device("cpu"), torch.float64)
         layer = target.build(spec)
         with torch.no_grad():
             layer.weight.copy_(affine.scale)
@@ -129,7 +129,7 @@ def test_any_positive_factor_per_pool_leaves_the_converted_function_as_it_is(nam
 @pytest.mark.parametrize("make", PRODUCERS)
 @pytest.mark.parametrize("name", ["gn", "ln", "rms2d"])
 def test_at_a_scale_each_pools_weights_have_their_norm_times_the_gain(make, name, dtype):
-    producer, target, groups = make(True, 2).to(dtype), catalogue.TARGETS[name], 2 if name == "gn" else 1
+    producer, target, groups = make(True, 2).to(dtype), targets.TARGETS[name], 2 if name == "gn" else 1
     before = copy.deepcopy(producer)
     affine = Affine(torch.randn(8).double(), torch.randn(8).double())
     kept = whitening.at_scale(producer, affine, target, groups, 3.0)
@@ -156,7 +156,7 @@ def test_weights_of_zeros_have_no_scale_to_keep():
     producer = nn.Linear(3, 8)
     nn.init.zeros_(producer.weight)
     affine = Affine(torch.ones(8).double(), torch.ones(8).double())
-    assert whitening.at_scale(producer, affine, catalogue.TARGETS["gn"], 2, 3.0).scale.tolist() == [1.0] * 8
+    assert whitening.at_scale(producer, affine, targets.TARGETS["gn"], 2, 3.0).scale.tolist() == [1.0] * 8
 
 
 @pytest.mark.parametrize("balance", [True, False])
@@ -180,7 +180,7 @@ def test_conversion_doubles_the_scale_of_every_producers_weights_and_calibration
         torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("target", sorted(catalogue.TARGETS))
+@pytest.mark.parametrize("target", sorted(targets.TARGETS))
 def test_a_structure_made_without_values_has_the_eps_of_one_made_with_them(target):
     """So that the state of a converted network makes a converted skeleton the same network."""
     model = randomise_(ConvNet())
@@ -209,7 +209,7 @@ def test_softened_groups_share_one_scale_since_they_share_one_eps():
 def test_on_whitened_input_gamma_and_beta_are_copied():
     whitened = Moments(torch.zeros(8).double(), torch.ones(8).double())
     wanted = Affine(torch.randn(8).double(), torch.randn(8).double())
-    affine, _ = matching_affine(wanted, whitened, catalogue.TARGETS["gn"], 2, 0.0, None)
+    affine, _ = matching_affine(wanted, whitened, targets.TARGETS["gn"], 2, 0.0, None)
     torch.testing.assert_close(affine.scale, wanted.scale)
     torch.testing.assert_close(affine.shift, wanted.shift)
 
@@ -217,7 +217,7 @@ def test_on_whitened_input_gamma_and_beta_are_copied():
 def test_softening_grows_gamma_by_sqrt_one_plus_eps():
     whitened = Moments(torch.zeros(8).double(), torch.ones(8).double())
     wanted = Affine(torch.ones(8).double(), torch.zeros(8).double())
-    affine, eps = matching_affine(wanted, whitened, catalogue.TARGETS["ln"], 1, 1e-5, 3.0)
+    affine, eps = matching_affine(wanted, whitened, targets.TARGETS["ln"], 1, 1e-5, 3.0)
     assert eps == pytest.approx(3.0)
     torch.testing.assert_close(affine.scale, torch.full((8,), 2.0).double())
 
@@ -232,18 +232,18 @@ def test_composing_affines_is_applying_one_after_the_other():
 @pytest.mark.parametrize("shape", [(3, 32), (3, 32, 7), (3, 32, 5, 4), (3, 32, 2, 3, 4)])
 def test_ln_is_layer_norm_over_all_of_a_sample(shape):
     x = torch.randn(shape, dtype=torch.float64)
-    spec = catalogue.LayerSpec(32, 1, 1e-5, True, len(shape), None, None, torch.device("cpu"), torch.float64)
+    spec = targets.LayerSpec(32, 1, 1e-5, True, len(shape), None, None, torch.device("cpu"), torch.float64)
     flat = x.flatten(1)
     expected = (flat - flat.mean(1, True)) / torch.sqrt(flat.var(1, unbiased=False, keepdim=True) + 1e-5)
-    torch.testing.assert_close(catalogue.TARGETS["ln"].build(spec)(x), expected.view(shape))
+    torch.testing.assert_close(targets.TARGETS["ln"].build(spec)(x), expected.view(shape))
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (3, 8, 7), (3, 8, 5, 4), (3, 8, 2, 3, 4)])
 @pytest.mark.parametrize("name", ["ln2d", "rms2d", "rms"])
 def test_norms_of_any_rank_equal_their_formula(name, shape):
     x = torch.randn(shape, dtype=torch.float64) + 1
-    spec = catalogue.LayerSpec(8, 1, 1e-3, True, len(shape), None, None, torch.device("cpu"), torch.float64)
-    layer = catalogue.TARGETS[name].build(spec)
+    spec = targets.LayerSpec(8, 1, 1e-3, True, len(shape), None, None, torch.device("cpu"), torch.float64)
+    layer = targets.TARGETS[name].build(spec)
     axes = tuple(range(1, x.ndim)) if name == "rms" else (1,)
     centred = x - x.mean(axes, True) if name == "ln2d" else x
     expected = centred / torch.sqrt(centred.square().mean(axes, True) + 1e-3)
@@ -259,7 +259,7 @@ def test_own_layers_keep_half_precision(cls):
     assert torch.isfinite(y).all()
 
 
-@pytest.mark.parametrize("target", sorted(catalogue.TARGETS))
+@pytest.mark.parametrize("target", sorted(targets.TARGETS))
 def test_a_converted_samples_output_does_not_depend_on_its_neighbours(target):
     model = ns.convert(randomise_(ConvNet()), to=target).model.double().train()
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
@@ -269,7 +269,7 @@ def test_a_converted_samples_output_does_not_depend_on_its_neighbours(target):
 @settings(max_examples=50, deadline=None)
 @given(channels=st.integers(1, 4096))
 def test_auto_groups_divide_and_leave_sixteen_channels(channels):
-    groups = catalogue.auto_groups(channels)
+    groups = targets.auto_groups(channels)
     assert channels % groups == 0
     assert groups <= 32
     assert groups == 1 or channels // groups >= 16

@@ -16,7 +16,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.analysis import fused, moments
-from normsurgeon.norms.catalogue import auto_groups
+from normsurgeon.norms.targets import auto_groups
 
 STATISTICS = ["statistics"]
 

@@ -22,8 +22,8 @@ from normsurgeon.errors import ConversionError, TargetError, UsageError
 from normsurgeon.graph.moves import Move
 from normsurgeon.graph.recording import record
 from normsurgeon.graph.skeleton import shadow_of, skeleton_of
-from normsurgeon.graph.tracing import trace
-from normsurgeon.surgery.checking import Check
+from normsurgeon.graph.trace import trace
+from normsurgeon.surgery.check import Check
 from normsurgeon.surgery.float64 import Float64
 
 X = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.calls import Call
-from normsurgeon.norms.catalogue import TARGETS
+from normsurgeon.norms.targets import TARGETS
 from normsurgeon.surgery.balancing import balance, cancelling_signs
 from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_images
 

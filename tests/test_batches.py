@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import UsageError
 
 SMALL = DataConfig(input_size=(3, 8, 8), crop_pct=1.0)

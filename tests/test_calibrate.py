@@ -15,8 +15,8 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.hooks import listening
-from normsurgeon.norms.catalogue import TARGETS
+from normsurgeon.inference.hooks import listening
+from normsurgeon.norms.targets import TARGETS
 from normsurgeon.recovery.matching import match_
 from normsurgeon.recovery.rebalancing import rescaled_affine
 from normsurgeon.surgery.whitening import Affine, Moments, matching_affine

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.checkpoints import origin_of
 from normsurgeon.errors import CheckpointError
-from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.norms.target_names import TARGET_NAMES
 
 ENDINGS = (".safetensors", ".pt")
 

@@ -100,7 +100,7 @@ def test_at_a_terminal_names_in_brackets_stay_and_only_an_images_first_row_names
 
 @pytest.mark.skipif(find_spec("skimage") is None, reason="needs normsurgeon[demo]")
 def test_a_real_network_knows_a_cat_and_a_cup_of_espresso(run):
-    from normsurgeon.data.demo import photographs
+    from normsurgeon.data.demo_images import photographs
 
     files = [file for file in photographs() if file.stem in ("chelsea", "coffee")]
     document = json.loads(run("predict", "demo", *files, "--top", 1, "--json").stdout)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import normsurgeon as ns
-from normsurgeon.checkpoints import origin_of
+from normsurgeon.models.checkpoint import origin_of
 from tests.test_cli import run
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.checkpoints import Origin
 from normsurgeon.errors import CheckpointError, ConversionError
+from normsurgeon.models.checkpoint import Origin
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import timm
 from conftest import put
 from torch import nn
 
-from normsurgeon.data import demo
+from normsurgeon.data import demo_images
 from normsurgeon.data.labels import class_names_for, labels_of_folders
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
 
 TENCH, GOLDFISH, TOILET_TISSUE = "n01440764", "n01443537", "n15075141"  # 0, 1 and 999 of ImageNet-1k
@@ -202,8 +202,8 @@ def test_demo_is_colour_photographs_without_labels():
 
 @pytest.mark.parametrize(("spec", "missing"), [("demo", "skimage"), ("demo", "sklearn")])
 def test_demo_without_its_packages_says_what_to_install(monkeypatch, spec, missing):
-    found = demo.find_spec
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == missing else found(name))
+    found = demo_images.find_spec
+    monkeypatch.setattr(demo_images, "find_spec", lambda name: None if name == missing else found(name))
     with pytest.raises(DataError, match=r'which is not installed; try: pip install "normsurgeon\[demo\]"$'):
         open_source(spec)
 

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.analysis import fused
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
 from normsurgeon.errors import DataError, ProcessError
+from normsurgeon.inference import fused
 from tests.conftest import ConvNet, randomise_
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

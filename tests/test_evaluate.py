@@ -17,12 +17,12 @@ from PIL import Image
 from torch import nn
 
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.readers import Files
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.evaluation import evaluate
-from normsurgeon.inference import head_classes, logits_of
+from normsurgeon.inference.evaluate import evaluate
+from normsurgeon.inference.run import head_classes, logits_of
 
 
 class Given(nn.Module):

@@ -12,7 +12,7 @@ from families import SMALLEST, example_for
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.norms import sources
+from normsurgeon.norms import batchnorm
 from normsurgeon.surgery import whitening
 
 TOLERANCE = 1e-9
@@ -29,7 +29,7 @@ def whitening_alone(model: nn.Module) -> nn.Module:
     for site in sites:
         if site.foldable:
             norm = modules[site.name]
-            whitening.fold_(modules[site.producer], whitening.whitener(sources.read(norm)))
+            whitening.fold_(modules[site.producer], whitening.whitener(batchnorm.read(norm)))
             norm.running_mean.zero_()
             norm.running_var.fill_(1 - norm.eps)
     return model
@@ -38,7 +38,7 @@ def whitening_alone(model: nn.Module) -> nn.Module:
 def realistic_statistics_(model: nn.Module, x: Tensor) -> None:
     """Statistics near those of the data, then disturbed: with wholly random ones a deep network's activations die
     out, and its logits would be the same whatever was done to it."""
-    norms = [module for module in model.modules() if sources.is_batch_norm(module)]
+    norms = [module for module in model.modules() if batchnorm.is_batch_norm(module)]
     for norm in norms:
         norm.train().momentum = 1.0
     model(x)
@@ -70,5 +70,5 @@ def test_affine_fold_and_whitening_reproduce_the_logits(family):
         for target in ("affine", "fold"):
             result = ns.convert(model, to=target)
             assert result.counts["refused"] == result.counts["kept"] == 0
-            assert not any(sources.is_batch_norm(module) for module in result.model.modules())
+            assert not any(batchnorm.is_batch_norm(module) for module in result.model.modules())
             assert relative_error(result.model(x), expected) < TOLERANCE, target

@@ -17,7 +17,7 @@ from torch import nn
 import normsurgeon as ns
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.errors import DataError, TrainingError, UsageError
-from normsurgeon.training.watching import FirstUpdates
+from normsurgeon.finetuning.watching import FirstUpdates
 
 STEADY = {"sched": "constant", "warmup_epochs": 0.0, "device": "cpu"}
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import TrainingStopped
-from normsurgeon.norms.sources import is_batch_norm
-from normsurgeon.training.trainable import choose_trainable_, frozen_norms
+from normsurgeon.finetuning.trainable import choose_trainable_, frozen_norms
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 STEPS = {"steps": 3, "device": "cpu", "lr": 1e-2}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -52,7 +52,7 @@ def job(folder, resume=False, **changes):
 
 def ns_digits(count):
     """The first digits, as a source."""
-    from normsurgeon.data.demo import digits
+    from normsurgeon.data.demo_images import digits
     from normsurgeon.data.readers import Arrays
     from normsurgeon.data.sources import ImageSource
 
@@ -288,7 +288,7 @@ def shards(folder: Path) -> None:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    from normsurgeon.training import finetuning
+    from normsurgeon.finetuning import finetune as finetuning
 
     real = finetuning.launch
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 import normsurgeon as ns
 from normsurgeon.errors import TrainingError
-from normsurgeon.training import finetuning
-from normsurgeon.training.singles import larger_batch
+from normsurgeon.finetuning import finetune as finetuning
+from normsurgeon.finetuning.singles import larger_batch
 
 STEPS = {"steps": 3, "device": "cpu", "lr": 1e-2}
 FREEZE = r"freezing it \(requires_grad_\(False\)\)"

@@ -7,8 +7,8 @@ import torch
 
 import normsurgeon as ns
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 
 KEPT = {"affine": 1.0, "fold": 1.0, "rms": 0.96, "ln": 0.92, "gn": 0.77}
 """Top-1 as a share of the BatchNorm original's, at least."""

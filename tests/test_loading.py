@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.checkpoints import origin_of
 from normsurgeon.errors import CheckpointError, LoadingError, UsageError, WeightsUnavailableError
+from normsurgeon.models.checkpoint import origin_of
 
 TWO_WAYS_ON = (
     "try: --weights FILE (a state dict you have; weights=… in Python), "

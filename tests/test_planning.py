@@ -17,9 +17,9 @@ from torch import nn
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, ConversionError, PatternError, TargetError
 from normsurgeon.graph.sites import NormSite
-from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.norms.target_names import TARGET_NAMES
 from normsurgeon.surgery.deciding import LEAST_ELEMENTS, Request, decide
-from normsurgeon.surgery.planning import ConversionPlan
+from normsurgeon.surgery.plan import ConversionPlan
 
 
 def test_every_batch_norm_has_one_decision_with_a_whitening():

@@ -18,7 +18,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.prediction import predict
+from normsurgeon.inference.predict import predict
 
 SIDE, CROP, MEAN, STD = 32, 0.8, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

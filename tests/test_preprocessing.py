@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import ConversionError, UsageError
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 LAYERS = {
     "gn": GroupNorm,

@@ -11,7 +11,7 @@ from timm.layers import CondConv2d, Conv2dSame, ScaledStdConv2d, StdConv2d
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.graph.tracing import trace
+from normsurgeon.graph.trace import trace
 
 
 def site_of(model: nn.Module, name: str = "bn", example: torch.Tensor | None = None):

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import normsurgeon as ns
-from normsurgeon.norms.sources import eval_affine, is_batch_norm, read, why_unreadable
+from normsurgeon.norms.batchnorm import eval_affine, is_batch_norm, read, why_unreadable
 
 
 class Plain(nn.BatchNorm2d):

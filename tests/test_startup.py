@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from normsurgeon.environment import explained_imports
+from normsurgeon._util.imports import explained_imports
 from normsurgeon.errors import EnvironmentProblem
 
 HEAVY = "('torch', 'torchvision', 'timm', 'numpy', 'PIL')"

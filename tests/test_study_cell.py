@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from tiny_study import GRID, TINY, without_time
 
-from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.finetuning.feeding import TensorSamples
 from normsurgeon.study import preparing
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
@@ -18,7 +19,6 @@ from normsurgeon.study.preparing import DataSet, open_data
 from normsurgeon.study.records import Cell, Epoch, Outcome, finite
 from normsurgeon.study.running import run_cell
 from normsurgeon.study.store import open_store
-from normsurgeon.training.feeding import TensorSamples
 
 
 def test_a_cell_that_diverges_is_an_outcome():

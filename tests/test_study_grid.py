@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normsurgeon.errors import UsageError
-from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.norms.target_names import TARGET_NAMES
 from normsurgeon.study import names
 from normsurgeon.study.grid import Grid, read_grid
 from normsurgeon.study.lines import MOST_BYTES, parse_yaml
 from normsurgeon.study.records import AXES, Cell
 from normsurgeon.study.shared import Training
-from normsurgeon.training.settings import Settings
 
 LEAST = {"models": "resnet8", "norms": "gn", "datasets": "digits"}
 HEAD = "models: resnet8\nnorms: gn\ndatasets: digits\n"

@@ -8,9 +8,9 @@ from timm.layers import GroupNormAct
 from torch import nn
 
 from normsurgeon.errors import LoadingError, TargetError, UsageError
+from normsurgeon.models.small_resnets import SMALL
 from normsurgeon.study.networks import build_network, is_activation, with_activation
 from normsurgeon.study.records import Cell
-from normsurgeon.study.small_resnets import SMALL
 
 DIGITS = {"classes": 10, "channels": 1}
 

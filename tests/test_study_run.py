@@ -16,7 +16,8 @@ import torch
 from tiny_study import GRID, TINY, without_time
 
 from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
-from normsurgeon.evaluation import evaluate
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.inference.evaluate import evaluate
 from normsurgeon.study import experiment, preparing
 from normsurgeon.study.checking import check
 from normsurgeon.study.engines import Work, processes
@@ -26,7 +27,6 @@ from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Outcome
 from normsurgeon.study.running import config_of, load_kept
 from normsurgeon.study.store import open_store, read_store
-from normsurgeon.training.settings import Settings
 
 
 @pytest.fixture(scope="module")

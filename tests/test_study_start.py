@@ -12,7 +12,8 @@ from tiny_study import GRID, TINY, without_time
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.evaluation import evaluate
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.inference.evaluate import evaluate
 from normsurgeon.study import experiment
 from normsurgeon.study.checking import check
 from normsurgeon.study.engines import Work, serial
@@ -24,7 +25,6 @@ from normsurgeon.study.originals import originals_folder, originals_of
 from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Outcome
 from normsurgeon.study.running import config_of, load_kept, run_cell, work_file
-from normsurgeon.training.settings import Settings
 
 STARTS = {
     **GRID,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from normsurgeon.training import objectives
+from normsurgeon.inference import objectives
 
 
 @pytest.fixture

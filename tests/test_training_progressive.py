@@ -12,8 +12,8 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import UsageError
+from normsurgeon.finetuning.blending import Blend, blend_, plain_state, set_shares_, shares
 from normsurgeon.surgery.whitening import change_of_producer
-from normsurgeon.training.progressive import Blend, blend_, plain_state, set_shares_, shares
 
 
 def converted(model, to):

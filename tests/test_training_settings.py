@@ -12,13 +12,13 @@ from timm.layers import DropPath
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import open_source
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import CheckpointError, PatternError, UsageError
-from normsurgeon.training.feeding import make_feed
-from normsurgeon.training.history import Window
-from normsurgeon.training.settings import Settings, differences
-from normsurgeon.training.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
+from normsurgeon.finetuning.config import Settings, differences
+from normsurgeon.finetuning.feeding import make_feed
+from normsurgeon.finetuning.history import Window
+from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 
 
 @pytest.mark.parametrize(

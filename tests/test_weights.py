@@ -10,7 +10,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError
-from normsurgeon.weights import fit
+from normsurgeon.models.state_dict import fit
 
 
 def no_say(message: str) -> None:

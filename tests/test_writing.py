@@ -106,7 +106,7 @@ def test_a_path_that_is_a_folder_is_told(resnet, tmp_path) -> None:
 
 
 def test_tensors_that_share_memory_are_written_whole(tmp_path: Path) -> None:
-    from normsurgeon.weights import read_file, write_safetensors
+    from normsurgeon.models.state_dict import read_file, write_safetensors
 
     base = torch.arange(12.0).reshape(3, 4)
     state = {"whole": base, "again": base, "row": base[1], "transposed": base.T, "nothing": torch.empty(0)}

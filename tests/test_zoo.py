@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from families import SMALLEST
 
-from normsurgeon.surgery.rewriting import Conversion
+from normsurgeon.surgery.convert import Conversion
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo.py"
 spec = importlib.util.spec_from_file_location("zoo", SCRIPT)
@@ -36,7 +36,7 @@ def test_every_target_runs_on_convolutions_and_tokens(name, target):
 
 
 def test_a_failure_is_reported_and_not_swallowed(monkeypatch):
-    monkeypatch.setattr("normsurgeon.surgery.rewriting.convert", lambda model, plan, **rest: Conversion(model, plan))
+    monkeypatch.setattr("normsurgeon.surgery.convert.convert", lambda model, plan, **rest: Conversion(model, plan))
     assert zoo.examine("test_resnet", "gn").failure == "15 batch norms left, 0 expected"
 
 

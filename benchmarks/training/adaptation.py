@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.norms.batchnorm import is_batch_norm
 from normsurgeon.norms.families import family_of
-from normsurgeon.norms.sources import is_batch_norm
 from training import domains, starts
 from training.cells import Cell
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 STARTS = ("bn", "bn frozen", "affine", "swap", "gn", "ln", "rms", "gn calibrated", "ln calibrated", "rms calibrated")
 """``bn`` trains on batch statistics, ``bn frozen`` on running ones; ``swap`` is another class alone."""

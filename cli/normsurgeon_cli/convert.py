@@ -16,7 +16,7 @@ from normsurgeon_cli.console import out, phases, print_json, print_table, progra
 PROBE_IMAGES = 64
 
 if TYPE_CHECKING:
-    from normsurgeon.surgery.planning import ConversionPlan
+    from normsurgeon.surgery.plan import ConversionPlan
 
 
 def convert(
@@ -118,11 +118,11 @@ def convert(
     wanted_groups = _groups(groups)
     example = options.example_inputs(input_shape)
     overrides = [_pair(text) for text in set_ or []]
-    from normsurgeon.norms.names import check_target
+    from normsurgeon.norms.target_names import check_target
 
     check_target(to)  # before minutes of download
     if output is not None and not dry_run:
-        import normsurgeon.weights as files
+        import normsurgeon.models.state_dict as files
 
         files.check_writable(output)
     for data in dict.fromkeys(filter(None, (calibrate, reconstruct, probe))):
@@ -194,17 +194,17 @@ def convert(
 
 def _look_for(data: str) -> None:
     """Fail on data that is not there before the weights are fetched."""
-    from normsurgeon.environment import explained_imports
+    from normsurgeon._util.imports import explained_imports
 
     with explained_imports():
-        from normsurgeon.training.feeding import open_split
+        from normsurgeon.finetuning.feeding import open_split
     open_split(data, None, training=True)
 
 
 def _images(data: str, network: Any) -> Any:
     """64 images, spread evenly over the data, as the network takes them."""
+    from normsurgeon.inference.views import open_views
     from normsurgeon.recovery.matching import held_images
-    from normsurgeon.views import open_views
 
     return held_images(open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False))[0]
 

@@ -23,13 +23,13 @@ def demo(
     """
     from dataclasses import asdict
 
-    from normsurgeon.weights import check_writable
+    from normsurgeon.models.state_dict import check_writable
 
     check_writable(output)
     with progress("converting and comparing") as advance:
-        import normsurgeon as ns
+        from normsurgeon_cli.demonstration import demonstrate
 
-        shown = ns.demonstrate(output, advance)
+        shown = demonstrate(output, advance)
     if json:
         print_json({**asdict(shown), "output": str(output)})
         return

@@ -17,7 +17,7 @@ from normsurgeon_cli import options
 from normsurgeon_cli.console import err, out, print_json, print_table, program, say, status
 
 if TYPE_CHECKING:
-    from normsurgeon.training.finetuning import Finetuned
+    from normsurgeon.finetuning.finetune import Finetuned
 
 HOW_LONG, OPTIMIZER, LEARN, AUGMENT, RUN = (
     "How long",
@@ -152,9 +152,9 @@ def finetune(
         raise UsageError("--groups belongs to --to, which is not there")
     first = is_first()
     with _quiet(not first):
-        from normsurgeon.training.finetuning import UNSET
-        from normsurgeon.training.finetuning import finetune as run
-        from normsurgeon.training.settings import Settings
+        from normsurgeon.finetuning.config import Settings
+        from normsurgeon.finetuning.finetune import UNSET
+        from normsurgeon.finetuning.finetune import finetune as run
 
         settings = Settings().changed({name: value for name, value in chosen.items() if value is not None})
         network: Any = options.load(model, weights, random_init)

@@ -36,10 +36,10 @@ def predict(
     json: options.Json = False,
 ) -> None:
     """Show the most probable classes of each IMAGE, with their probabilities."""
-    from normsurgeon.environment import explained_imports
+    from normsurgeon._util.imports import explained_imports
 
     with explained_imports():
-        from normsurgeon.prediction import image_files
+        from normsurgeon.inference.predict import image_files
     files = image_files(images)  # before the model: it may take minutes to fetch
     network = options.load(model, weights, random_init)
     import normsurgeon as ns

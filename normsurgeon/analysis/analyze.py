@@ -21,15 +21,15 @@ from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress
-from normsurgeon.checkpoints import origin_of
 from normsurgeon.distributed import ALONE, from_first, is_first, own_device, own_share, together
 from normsurgeon.errors import PatternError, UsageError
-from normsurgeon.inference import eval_mode, home_of, name_of, placed
+from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
+from normsurgeon.inference.views import Data, open_views
+from normsurgeon.models.checkpoint import origin_of
 from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
-from normsurgeon.surgery.planning import ConversionPlan
-from normsurgeon.surgery.rewriting import Conversion
+from normsurgeon.surgery.convert import Conversion
+from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__
-from normsurgeon.views import Data, open_views
 
 PARTS = ("statistics", "similarity", "sensitivity")
 

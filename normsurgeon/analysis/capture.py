@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from normsurgeon.analysis.layers import Layer
-from normsurgeon.hooks import Tap, listening
+from normsurgeon.inference.hooks import Tap, listening
 
 Receiver = Callable[[Layer, Tensor], None]
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from normsurgeon.norms import sources
-from normsurgeon.norms.catalogue import auto_groups
+from normsurgeon.norms import batchnorm
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import RmsNormChw
+from normsurgeon.norms.targets import auto_groups
 
 Array = NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def group_view(module: nn.Module) -> GroupView | None:
     """
     family = family_of(module)
     if family == "BatchNorm":
-        reading = sources.read(module)
+        reading = batchnorm.read(module)
         groups = auto_groups(reading.channels)
         if reading.mean is None or reading.var is None or reading.mean.is_meta:
             return GroupView(groups)

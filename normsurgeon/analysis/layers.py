@@ -13,7 +13,7 @@ from normsurgeon.errors import TracingError, UsageError
 from normsurgeon.graph.activations import activations
 from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.sites import find_sites
-from normsurgeon.graph.tracing import trace
+from normsurgeon.graph.trace import trace
 from normsurgeon.norms.families import family_of
 from normsurgeon.patterns import select, shorten
 

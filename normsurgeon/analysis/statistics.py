@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from normsurgeon.analysis import moments
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
 from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.sampling import VectorSample
 from normsurgeon.distributed import gather
+from normsurgeon.inference import moments
 from normsurgeon.reporting.records import LayerStatistics
 
 TAU = 0.025

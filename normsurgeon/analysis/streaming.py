@@ -16,10 +16,10 @@ from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.evaluation import compare_logits
-from normsurgeon.inference import first_tensor, home_of
+from normsurgeon.inference.evaluate import compare_logits
+from normsurgeon.inference.run import first_tensor, home_of
+from normsurgeon.inference.views import Views
 from normsurgeon.reporting.records import Comparison, Similarity
-from normsurgeon.views import Views
 
 Progress = Callable[[str, int, "int | None"], None]
 """Is told what is being done, how much of it is done, and how much there is (None: not known)."""

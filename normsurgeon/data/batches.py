@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from normsurgeon.calls import Call, as_call
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.distributed import ALONE, Share
 from normsurgeon.errors import DataError, UsageError
 

@@ -16,7 +16,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
-from normsurgeon.data.demo import digits, photographs
+from normsurgeon.data.demo_images import digits, photographs
 from normsurgeon.data.fashion import CLASSES, fashion_mnist
 from normsurgeon.data.labels import labels_of_folders
 from normsurgeon.data.readers import Arrays, Files, Indexed, Sample, Stream, brief

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from normsurgeon.graph.tracing import TracedModel
+from normsurgeon.graph.trace import TracedModel
 
 _FUNCTIONS = ("relu", "relu_", "gelu", "silu", "sigmoid", "hardswish", "elu", "leaky_relu")
 
@@ -27,7 +27,7 @@ def activations(traced: TracedModel) -> dict[str, str]:
     """For every module that the graphs call and that an activation alone reads: that activation's name.
 
     >>> import timm
-    >>> from normsurgeon.graph.tracing import trace
+    >>> from normsurgeon.graph.trace import trace
     >>> activations(trace(timm.create_model("test_resnet")))["bn1"]
     'ReLU'
     """

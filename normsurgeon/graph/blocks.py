@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from normsurgeon.graph.tracing import TracedModel
+from normsurgeon.graph.trace import TracedModel
 
 _ADDITIONS = ("add", "iadd", "add_", "__add__", "__iadd__")
 
@@ -16,7 +16,7 @@ def residual_blocks(traced: TracedModel) -> tuple[str, ...]:
     for a model that fx cannot follow: only a graph shows an addition.
 
     >>> import timm
-    >>> from normsurgeon.graph.tracing import trace
+    >>> from normsurgeon.graph.trace import trace
     >>> residual_blocks(trace(timm.create_model("test_resnet")))
     ('layer1.0', 'layer2.0', 'layer3.0', 'layer4.0')
     """

@@ -23,7 +23,7 @@ from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import guesses
 from normsurgeon.graph.recording import META_SECONDS, Record, TooSlow, is_layer, is_own_line, record
 from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valueless
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 MAX_ALTERNATIVES = 16
 """Ways of calling beside the base that are tried."""

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from normsurgeon.graph.linearity import channel_axis, is_linear_in_its_weights
 from normsurgeon.graph.moves import Move
 from normsurgeon.graph.recording import LayerCall, Record, Value
-from normsurgeon.norms.sources import is_batch_norm
+from normsurgeon.norms.batchnorm import is_batch_norm
 
 
 @dataclass(frozen=True)

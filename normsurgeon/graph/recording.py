@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from normsurgeon.calls import Call
 from normsurgeon.graph.moves import Move, Shape, move_of
 from normsurgeon.graph.skeleton import seeded, tensor_attributes, tensors_in
+from normsurgeon.norms.batchnorm import is_batch_norm
 from normsurgeon.norms.layers import laid_out
-from normsurgeon.norms.sources import is_batch_norm
 
 META_SECONDS = 3.0
 """A pass on the meta device that takes longer (torch decomposes some operations there) gives way to a real one."""

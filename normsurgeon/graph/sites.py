@@ -13,8 +13,8 @@ from normsurgeon.graph.activations import activation_after
 from normsurgeon.graph.producers import ProducerFinder
 from normsurgeon.graph.recording import Record
 from normsurgeon.graph.symbolic import record_of_graphs
-from normsurgeon.graph.tracing import TracedModel, batch_norm_arguments, is_functional_batch_norm, trace
-from normsurgeon.norms import sources
+from normsurgeon.graph.trace import TracedModel, batch_norm_arguments, is_functional_batch_norm, trace
+from normsurgeon.norms import batchnorm
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find_sites(model: nn.Module | TracedModel, example_inputs: Any = None) -> tu
     shapes = traced.shapes
     inside: tuple[str, ...] = ()  # auxiliary norms of a SplitBatchNorm2d belong to it, and go with it
     for name, module in traced.model.named_modules():
-        if sources.is_batch_norm(module) and not name.startswith(inside):
+        if batchnorm.is_batch_norm(module) and not name.startswith(inside):
             inside = (*inside, f"{name}." if name else "")
             facts = _facts(finder, name, module)
             producer = finder.find(name)
@@ -140,12 +140,12 @@ def find_sites(model: nn.Module | TracedModel, example_inputs: Any = None) -> tu
 
 def _facts(finder: ProducerFinder, name: str, module: nn.Module) -> dict[str, Any]:
     """What the module itself says, and whether something else reads its numbers."""
-    unreadable = sources.why_unreadable(module)
+    unreadable = batchnorm.why_unreadable(module)
     for record in finder.records:
         if unreadable is None and name in record.read:
             what, reader = record.read[name]
             unreadable = f"its {what} is also read directly, by {reader}, which counts on a batch norm's numbers"
-    reading = sources.read(module)
+    reading = batchnorm.read(module)
     activation = type(reading.act).__name__ if reading.act is not None else None
     tensors = [t for t in (reading.weight, reading.bias) if t is not None]
     return {
@@ -158,7 +158,7 @@ def _facts(finder: ProducerFinder, name: str, module: nn.Module) -> dict[str, An
         "trainable": any(t.requires_grad for t in tensors),
         "activation": None if activation == "Identity" else activation,
         "unreadable": unreadable,
-        "overflows": unreadable is None and sources.overflows(reading),
+        "overflows": unreadable is None and batchnorm.overflows(reading),
     }
 
 
@@ -212,7 +212,7 @@ def _of_a_module(node: fx.Node, root: nn.Module) -> bool:
     mean = batch_norm_arguments(node).get("running_mean")
     if not isinstance(mean, fx.Node) or mean.op != "get_attr":
         return False
-    return sources.is_batch_norm(root.get_submodule(str(mean.target).rpartition(".")[0]))
+    return batchnorm.is_batch_norm(root.get_submodule(str(mean.target).rpartition(".")[0]))
 
 
 def _reads_data(node: fx.Node) -> bool:

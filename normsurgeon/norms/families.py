@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from normsurgeon.norms.batchnorm import is_batch_norm
 from normsurgeon.norms.layers import ChannelAffine, LayerNormC, RmsNormC, RmsNormChw
-from normsurgeon.norms.sources import is_batch_norm
 
 
 def family_of(module: nn.Module) -> str | None:

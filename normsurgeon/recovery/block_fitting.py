@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.errors import TrainingError
-from normsurgeon.inference import first_tensor, home_of
+from normsurgeon.inference.objectives import feature_matching
+from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.recovery.recipe import Recipe
-from normsurgeon.training.objectives import feature_matching
 
 CHUNK = 32
 """Images that go through a network at once where nothing is learned."""

@@ -10,15 +10,15 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from normsurgeon.data.seeding import STEP, seed_everything, seed_of
 from normsurgeon.errors import TrainingError
-from normsurgeon.inference import classifier_logits, home_of
+from normsurgeon.finetuning.feeding import Feed
+from normsurgeon.inference.heads import classifier_of
+from normsurgeon.inference.objectives import distillation, feature_matching
+from normsurgeon.inference.run import classifier_logits, home_of
+from normsurgeon.inference.taps import tapped
 from normsurgeon.recovery.block_fitting import fit_block
 from normsurgeon.recovery.recipe import Recipe
-from normsurgeon.training.feeding import Feed
-from normsurgeon.training.heads import classifier_of
-from normsurgeon.training.objectives import distillation, feature_matching
-from normsurgeon.training.seeding import STEP, seed_everything, seed_of
-from normsurgeon.training.taps import tapped
 
 MOST_CACHED = 256
 """Images whose features at one block are held in memory."""

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.analysis import moments
 from normsurgeon.calls import joined
 from normsurgeon.distributed import gather
 from normsurgeon.errors import UsageError
-from normsurgeon.hooks import listening
-from normsurgeon.norms import sources
+from normsurgeon.inference import moments
+from normsurgeon.inference.hooks import listening
+from normsurgeon.inference.views import Views
+from normsurgeon.norms import batchnorm
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.recovery.observing import Site, no_images, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.whitening import Affine, Moments
-from normsurgeon.views import Views
 
 END = ""
 """What a process that is through says in place of a norm's name."""
@@ -70,7 +70,7 @@ def wanted_moments(
         for table in tables:
             site.merge(table, [])
         if len(site.table):
-            reading = sources.read(pair.batch_norm)
+            reading = batchnorm.read(pair.batch_norm)
             fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
             found[pair.name] = whitening.Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
     return found

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from normsurgeon.analysis import moments
 from normsurgeon.calls import Call, on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError
-from normsurgeon.hooks import listening
-from normsurgeon.inference import home_of
+from normsurgeon.inference import moments
+from normsurgeon.inference.hooks import listening
+from normsurgeon.inference.run import home_of
+from normsurgeon.inference.views import Views
 from normsurgeon.surgery.probing import FeatureProbe
 from normsurgeon.surgery.whitening import Moments
-from normsurgeon.views import Views
 
 MOST_IMAGES = 512
 """Images whose channel means are kept, spread evenly over the stream as it grows."""

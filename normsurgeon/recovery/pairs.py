@@ -8,13 +8,13 @@ from typing import Literal
 
 from torch import nn
 
-from normsurgeon.checkpoints import origin_of
 from normsurgeon.errors import UsageError
-from normsurgeon.inference import name_of
-from normsurgeon.norms import sources
-from normsurgeon.norms.catalogue import find_target
-from normsurgeon.surgery.planning import ConversionPlan
-from normsurgeon.surgery.rewriting import Conversion
+from normsurgeon.inference.run import name_of
+from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.norms import batchnorm
+from normsurgeon.norms.targets import find_target
+from normsurgeon.surgery.convert import Conversion
+from normsurgeon.surgery.plan import ConversionPlan
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[Nor
         if decision.status != "converted" or decision.site.functional or find_target(decision.target or "").exact:
             continue
         batch_norm = old.get(decision.name)
-        if batch_norm is None or not sources.is_batch_norm(batch_norm) or decision.name not in new:
+        if batch_norm is None or not batchnorm.is_batch_norm(batch_norm) or decision.name not in new:
             what = "is not there" if batch_norm is None else f"is a {type(batch_norm).__name__}"
             raise UsageError(
                 f"{name_of(original)} is not the original of this conversion: {decision.name} {what} in it; "
                 "try the BatchNorm model that was converted"
             )
-        channels = sources.read(batch_norm).channels
+        channels = batchnorm.read(batch_norm).channels
         if channels != decision.site.channels:
             raise UsageError(
                 f"{name_of(original)} is not the original of this conversion: {decision.name} has {channels} channels "

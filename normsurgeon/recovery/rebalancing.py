@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.norms import sources
-from normsurgeon.norms.catalogue import Target, find_target
+from normsurgeon.inference.views import Views
+from normsurgeon.norms import batchnorm
+from normsurgeon.norms.targets import Target, find_target
 from normsurgeon.recovery.observing import Site, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
 from normsurgeon.surgery.whitening import Affine, Moments
-from normsurgeon.views import Views
 
 FEWEST_IMAGES = 32
 """With fewer, signs would follow the chance of these images."""
@@ -44,7 +44,7 @@ def rebalance_(
         target, groups = find_target(pair.target), pair.groups
         seen = whitening.change_of_producer(pair.old_producer, pair.producer)  # by the norm, from raw features
         seen = Affine(_cpu(seen.scale), _cpu(seen.shift))
-        wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(sources.read(pair.batch_norm)).scale)
+        wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(batchnorm.read(pair.batch_norm)).scale)
         scale = Affine(wanted / seen.scale, torch.zeros_like(wanted))
         scale = whitening.at_scale(pair.producer, scale, target, groups if pair.softening is None else 1, 1.0)
         _refold_(pair.producer, pair.norm, scale, seen.after(site.moments), target, groups, pair.softening)

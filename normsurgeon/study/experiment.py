@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from normsurgeon.errors import UsageError
+from normsurgeon.finetuning.checking import find_device
 from normsurgeon.study.answer import Answer, answer
 from normsurgeon.study.checking import check
 from normsurgeon.study.engines import Work, processes, serial, usual_jobs
@@ -24,7 +25,6 @@ from normsurgeon.study.ray_engine import on_ray
 from normsurgeon.study.records import Cell, Outcome, Results
 from normsurgeon.study.running import lost_original, work_file
 from normsurgeon.study.store import Store, open_store
-from normsurgeon.training.checking import find_device
 from normsurgeon.version import __version__
 
 

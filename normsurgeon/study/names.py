@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.norms.target_names import TARGET_NAMES
 
 NORMS = ("bn", *TARGET_NAMES)
 """``bn`` is the network's own; ``gn:8`` stands for ``gn`` with 8 groups."""
@@ -29,7 +29,7 @@ START_ALIASES = {"random": "scratch"}
 """Another name of random weights, so that one start is never two cells."""
 
 SMALL_RESNETS = ("resnet8", "resnet14", "resnet20")
-"""Networks of the study's own (``normsurgeon.study.small_resnets``), of which no weights are published."""
+"""Networks of the study's own (``normsurgeon.models.small_resnets``), of which no weights are published."""
 
 ACTIVATIONS = (
     "default",

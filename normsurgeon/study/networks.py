@@ -10,18 +10,18 @@ from timm.layers import get_act_layer
 from torch import nn
 from torch.nn.modules import activation as torch_activations
 
-from normsurgeon.architectures import ModelSource
-from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import UsageError
-from normsurgeon.inference import head_classes
-from normsurgeon.loading import load
+from normsurgeon.inference.heads import reset_head_
+from normsurgeon.inference.run import head_classes
+from normsurgeon.models.load import load
+from normsurgeon.models.registry import ModelSource
+from normsurgeon.models.small_resnets import SMALL
 from normsurgeon.study.records import Cell
-from normsurgeon.study.small_resnets import SMALL
-from normsurgeon.surgery.plain import plain_swap
-from normsurgeon.surgery.rewriting import convert
-from normsurgeon.surgery.swapping import swap_layers
-from normsurgeon.training.heads import reset_head_
-from normsurgeon.training.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.surgery.convert import convert
+from normsurgeon.surgery.plain_swap import plain_swap
+from normsurgeon.surgery.swap_layers import swap_layers
 
 GATES = ("Sigmoid", "Hardsigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "MultiheadAttention", "GLU")
 """Classes beside the activations that are no activation of a layer: gates, probabilities, attention."""

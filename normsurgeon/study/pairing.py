@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from normsurgeon.norms.names import TARGET_NAMES
+from normsurgeon.norms.target_names import TARGET_NAMES
 from normsurgeon.study.records import Cell, Outcome, Results
 
 Setting = tuple[tuple[str, Any], ...]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from normsurgeon.data.preprocessing import DataConfig
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.splitting import split_source
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.feeding import open_split, training_transform
 from normsurgeon.study.preprocessing import MOST_IMAGES, Preprocessing, fit
-from normsurgeon.training.feeding import open_split, training_transform
-from normsurgeon.training.settings import Settings
 
 HELD_OUT = 0.2
 """Share of a folder without splits that is only tested on."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normsurgeon.analysis.analyze import analyze
-from normsurgeon.data.preprocessing import DataConfig
+from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import (
     CheckpointError,
     DivergedError,
@@ -24,17 +24,17 @@ from normsurgeon.errors import (
     TrainingStopped,
     UsageError,
 )
-from normsurgeon.evaluation import Evaluation, evaluate
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.finetune import finetune
+from normsurgeon.finetuning.history import History
+from normsurgeon.inference.evaluate import Evaluation, evaluate
+from normsurgeon.models.state_dict import fit, read_file, write_atomically, write_safetensors
 from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
 from normsurgeon.study.originals import original_data
 from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome, finite
-from normsurgeon.training.finetuning import finetune
-from normsurgeon.training.history import History
-from normsurgeon.training.settings import Settings
-from normsurgeon.weights import fit, read_file, write_atomically, write_safetensors
 
 ANALYSED = 128
 """Held-out images that the analysis of a cell looks at."""

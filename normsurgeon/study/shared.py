@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from normsurgeon.errors import UsageError
+from normsurgeon.finetuning.config import Settings
 from normsurgeon.study import fields as check
 from normsurgeon.study.fields import GridError, within
 from normsurgeon.study.names import OPTIMIZERS, offer
-from normsurgeon.training.settings import Settings
 
 JUDGED = ("last", "epoch")
 REGULARIZERS = ("weight_decay", "drop", "drop_path", "smoothing", "mixup", "cutmix", "distance", "reprob")
@@ -24,7 +24,7 @@ _AXES = {"lr": "learning_rates", "learning_rate": "learning_rates", "batch_size"
 
 @dataclass(frozen=True)
 class Training:
-    """How every cell is trained. What ``normsurgeon.training.settings.Settings`` has under a name means the same here.
+    """How every cell is trained. What ``normsurgeon.finetuning.config.Settings`` has under a name means the same here.
 
     epochs, steps   how long: one of the two; 8 epochs where neither is given
     lr_batch_size   the learning rates of the grid are for batches of so many images, and scaled linearly for others

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from normsurgeon.norms.catalogue import Target
+from normsurgeon.norms.targets import Target
 from normsurgeon.surgery.probing import FeatureProbe
 
 TAIL_POWER = {True: 0.25, False: 0.4}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from normsurgeon.norms import sources
-from normsurgeon.norms.catalogue import LayerSpec, find_target
+from normsurgeon.norms import batchnorm
+from normsurgeon.norms.targets import LayerSpec, find_target
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
 from normsurgeon.surgery.deciding import Decision
@@ -34,7 +34,7 @@ def new_layer_(
 
     Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
     """
-    reading = sources.read(old)
+    reading = batchnorm.read(old)
     stand_in = None
     if values and not reading.reference.is_meta:
         affine, eps, stand_in = _solved(reading, decision, producer, probe)
@@ -47,7 +47,7 @@ def new_layer_(
 
 
 def _solved(
-    reading: sources.BatchNormReading,
+    reading: batchnorm.BatchNormReading,
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
@@ -78,14 +78,14 @@ def _solved(
     return affine, eps, StandIn(wanted, moments)
 
 
-def _eps(reading: sources.BatchNormReading, decision: Decision) -> float:
+def _eps(reading: batchnorm.BatchNormReading, decision: Decision) -> float:
     """The batch norm's own, beside features as large as the new norm sees them."""
     larger = decision.whitening == "fold" and not find_target(decision.target or "").exact
     return reading.eps * whitening.GAIN**2 if larger else reading.eps
 
 
 def _built(
-    reading: sources.BatchNormReading,
+    reading: batchnorm.BatchNormReading,
     decision: Decision,
     eps: float,
     affine: whitening.Affine | None,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from normsurgeon.errors import TargetError
 from normsurgeon.graph.sites import NormSite
-from normsurgeon.norms.catalogue import Target, auto_groups, find_target
+from normsurgeon.norms.targets import Target, auto_groups, find_target
 
 LEAST_ELEMENTS = 8
 """A per-sample norm over fewer elements than this sees too little to estimate a variance from."""

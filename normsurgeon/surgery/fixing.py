@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normsurgeon.graph.linearity import out_channels, row_factors
 from normsurgeon.graph.skeleton import shadow_of
-from normsurgeon.norms import sources
+from normsurgeon.norms import batchnorm
 from normsurgeon.norms.layers import laid_out, per_channel
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.deciding import Decision
@@ -40,7 +40,7 @@ def with_fixed_norms(
         for decision in decisions:
             if decision.status != "converted":
                 continue
-            reading = sources.read(modules[decision.name])  # the shadow's: drop and act go into it
+            reading = batchnorm.read(modules[decision.name])  # the shadow's: drop and act go into it
             fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
             if decision.folds:
                 white = whitenings[decision.name]
@@ -57,7 +57,7 @@ def with_fixed_norms(
 class _Fixed(nn.Module):
     """A batch norm in eval mode, in float64: ``act(drop(layout(scale * x + shift)))``."""
 
-    def __init__(self, affine: Affine, reading: sources.BatchNormReading, layout: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, affine: Affine, reading: batchnorm.BatchNormReading, layout: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.affine, self.layout = affine, layout
         self.drop, self.act = reading.drop, reading.act
@@ -75,7 +75,7 @@ def random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:
     """Signs and powers of two, about as large as the norm's own whitening; shifts of about one standard deviation."""
     channels = out_channels(producer)
     generator = torch.Generator().manual_seed(channels)
-    device = sources.read(norm).reference.device
+    device = batchnorm.read(norm).reference.device
     sign = torch.randint(0, 2, (channels,), generator=generator) * 2.0 - 1.0
     power = torch.randint(-1, 2, (channels,), generator=generator)
     scale = sign.double() * torch.pow(2.0, power.double())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from normsurgeon.calls import Call
 from normsurgeon.graph.following import Followed, filled
 from normsurgeon.graph.skeleton import seeded, shadow_of
-from normsurgeon.norms import sources
+from normsurgeon.norms import batchnorm
 from normsurgeon.norms.layers import per_channel
 
 IMAGES, SIDE = 64, 64
@@ -146,7 +146,7 @@ def _probes(shadow: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Featu
     found: dict[str, FeatureProbe] = {}
     wanted = set(names)
     for name, module in shadow.named_modules():
-        if sources.is_batch_norm(module) and sources.read(module).mean is not None:
+        if batchnorm.is_batch_norm(module) and batchnorm.read(module).mean is not None:
             module.forward = _batch_statistics(module, name if name in wanted else None, found)
     try:
         yield found
@@ -156,7 +156,7 @@ def _probes(shadow: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Featu
 
 
 def _batch_statistics(module: nn.Module, name: str | None, found: dict[str, FeatureProbe]) -> Any:
-    reading = sources.read(module)
+    reading = batchnorm.read(module)
 
     def forward(x: Tensor) -> Tensor:
         # torch's own kernel in training mode, without buffers to update: whitens in one pass, and fast.

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.agreement import compare_logits
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.following import Followed, one_line
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
 from normsurgeon.norms.layers import per_channel
+from normsurgeon.surgery.agreement import compare_logits
 from normsurgeon.surgery.probing import synthetic_calls
 from normsurgeon.surgery.whitening import Affine, Moments
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from normsurgeon.norms.catalogue import Target
-from normsurgeon.norms.sources import BatchNormReading
+from normsurgeon.norms.batchnorm import BatchNormReading
+from normsurgeon.norms.targets import Target
 
 GAIN = 2.0
 """Folding multiplies the L2 norm of a pool's weights by this.

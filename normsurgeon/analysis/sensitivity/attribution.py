@@ -16,7 +16,7 @@ from normsurgeon.analysis.sensitivity.borrowing import differentiable, out_of_pl
 from normsurgeon.analysis.sensitivity.explaining import Explained
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
-from normsurgeon.inference import classifier_logits
+from normsurgeon.inference.run import classifier_logits
 from normsurgeon.reporting.records import Sensitivity
 
 MEMORY = 512 * 2**20

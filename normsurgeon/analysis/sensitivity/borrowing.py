@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from normsurgeon.errors import UsageError
-from normsurgeon.inference import eval_mode, home_of, name_of, placed
+from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 
 
 @contextmanager

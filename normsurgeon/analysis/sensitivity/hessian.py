@@ -9,7 +9,7 @@ from normsurgeon.analysis.sensitivity.borrowing import differentiable, generator
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
 from normsurgeon.errors import UsageError
-from normsurgeon.inference import classifier_logits, name_of
+from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.reporting.records import Sensitivity
 
 

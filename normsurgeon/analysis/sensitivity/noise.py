@@ -11,7 +11,7 @@ from torch import Tensor
 from normsurgeon.analysis.sensitivity.borrowing import generator_for, restored
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
-from normsurgeon.inference import classifier_logits
+from normsurgeon.inference.run import classifier_logits
 from normsurgeon.reporting.records import Sensitivity
 
 

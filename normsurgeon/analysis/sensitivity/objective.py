@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference import home_of, name_of
+from normsurgeon.inference.run import home_of, name_of
 
 Loss = Literal["auto", "labels", "prediction"]
 Batches = Callable[[], Iterable[Any]] | Iterable[Any]

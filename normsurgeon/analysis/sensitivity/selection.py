@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.errors import PatternError, UsageError
-from normsurgeon.inference import name_of
+from normsurgeon.inference.run import name_of
 from normsurgeon.reporting.records import Score
 
 

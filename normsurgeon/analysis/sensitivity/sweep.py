@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
 from normsurgeon.errors import PatternError, UsageError
-from normsurgeon.inference import classifier_logits, name_of
+from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import ChannelAffine
 from normsurgeon.reporting.records import SweepPoint

@@ -7,7 +7,7 @@ import torch
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
-from normsurgeon.inference import classifier_logits
+from normsurgeon.inference.run import classifier_logits
 from normsurgeon.reporting.records import Sensitivity
 
 

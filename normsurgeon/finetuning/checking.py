@@ -1,0 +1,162 @@
+"""What must fit together before a run begins: labels and head, teacher and student."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from normsurgeon.data.sources import ImageSource, class_folders
+from normsurgeon.errors import DataError, UsageError
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.inference.run import name_of
+from normsurgeon.norms.families import family_of
+
+_SYNSET = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight of each objective, all of them settled; 0 is none."""
+
+    ce: float
+    kl: float
+    features: float
+    distance: float
+
+
+def settle_weights(settings: Settings, labelled: bool, teacher: bool, name: str) -> Weights:
+    """The objectives' weights for data with or without labels, with or without a teacher.
+
+    :raises UsageError: an objective without what it takes, or none at all.
+    """
+    ce = settings.ce if settings.ce is not None else float(labelled)
+    kl = settings.kl if settings.kl is not None else float(teacher)
+    features = settings.features if settings.features is not None else float(teacher)
+    if ce and not labelled:
+        raise UsageError(f"ce={ce:g} takes labels, and {name} has none; try ce=0 with a teacher")
+    if (kl or features) and not teacher:
+        which = f"kl={kl:g}" if kl else f"features={features:g}"
+        raise UsageError(f"{which} takes a teacher, and there is none; give one, as in teacher=the batch norm original")
+    if not (ce or kl or features):
+        raise UsageError(
+            f"there is nothing to learn from: {name} has no labels{' to use' if labelled else ''} and there is no "
+            "teacher; give one, as in teacher=the batch norm original"
+        )
+    return Weights(ce, kl, features, settings.distance)
+
+
+def check_classes(spec: Any, classes: int) -> None:
+    """Whether class folders are as many as the head has classes, before they are numbered for it.
+
+    Folders that are synsets are part of ImageNet, and are matched to its classes instead.
+
+    :raises UsageError: another number; the head can be reset.
+    """
+    if not isinstance(spec, (str, os.PathLike)) or not os.path.isdir(spec):
+        return
+    text = os.fspath(spec)
+    inside = next((os.path.join(text, s) for s in ("train", "training") if os.path.isdir(os.path.join(text, s))), text)
+    try:
+        names = class_folders(inside)
+    except DataError:
+        return  # no class folders: open_source says what is there
+    _check_count(text, names, classes)
+
+
+def check_labels(data: Any, classes: int) -> None:
+    """Whether the labels that are known without reading images are among the head's classes.
+
+    :raises UsageError: a data set of another number of classes; the head can be reset.
+    :raises DataError: a label that the head does not have.
+    """
+    if isinstance(data, ImageSource):
+        if data.class_names is not None:
+            _check_count(data.name, data.class_names, classes)
+        labels = getattr(data.reader, "labels", None)
+        known = [] if labels is None else [int(label) for label in labels]
+    elif isinstance(data, Dataset):
+        known = [int(label) for label in getattr(data, "targets", ())]  # torchvision's name for them
+    else:
+        known = [int(n) for b in data if isinstance(b, (tuple, list)) and len(b) > 1 and b[1] is not None for n in b[1]]
+    for label in known:
+        check_label(label, classes)
+
+
+def check_label(label: int, classes: int) -> None:
+    """Whether one label is among the head's classes.
+
+    :raises DataError: when it is not.
+    """
+    if not 0 <= label < classes:
+        more = f"; num_classes={label + 1} (--num-classes {label + 1}) resets the head" if label >= 0 else ""
+        raise DataError(f"there is a label {label}, and the network's {classes} classes are 0 to {classes - 1}{more}")
+
+
+def _check_count(name: str, class_names: Sequence[str], classes: int) -> None:
+    count = len(class_names)
+    if count != classes and not (count < classes and all(_SYNSET.fullmatch(each) for each in class_names)):
+        raise UsageError(
+            f"{name} has {count} classes and the network tells {classes} apart; "
+            f"num_classes={count} (--num-classes {count}) resets the head"
+        )
+
+
+def check_teacher(model: nn.Module, teacher: nn.Module, classes: int, teacher_classes: int) -> None:
+    """Whether a teacher is of the student's architecture: the same layers, whatever the norms, and the same classes.
+
+    :raises UsageError: when it is not.
+    """
+    if classes != teacher_classes:
+        raise UsageError(
+            f"the teacher {name_of(teacher)} tells {teacher_classes} classes apart and the network {classes}; "
+            "try a teacher with the same head, or none (kl=0, features=0)"
+        )
+    ours, theirs = _layers(model), _layers(teacher)
+    for name in sorted({**ours, **theirs}):
+        if ours.get(name) != theirs.get(name):
+            raise UsageError(
+                f"the teacher {name_of(teacher)} is of another architecture: {name} is {_shape(theirs.get(name))} "
+                f"there and {_shape(ours.get(name))} in the network; try the batch norm original"
+            )
+
+
+def _layers(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight that is no norm's."""
+    norms = {name for name, module in model.named_modules() if family_of(module) is not None}
+    return {
+        name: tuple(p.shape)
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and name.rpartition(".")[0] not in norms
+    }
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "×".join(map(str, shape))
+
+
+def find_device(device: str | torch.device | None) -> torch.device | None:
+    """The device asked for, or None for Accelerate's choice.
+
+    :raises UsageError: a device that is not here.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {device!r}; try cpu, cuda, cuda:1 or mps") from error
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (found.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }.get(found.type, True)
+    if not available:
+        raise UsageError(f"there is no device {device} on this machine; try --device cpu, or leave it out")
+    return found

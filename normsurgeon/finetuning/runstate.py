@@ -1,0 +1,119 @@
+"""The folder of a run: its state, from which it can go on, and what it has to show. Every file is written atomically.
+
+state.pt            all that going on takes: weights, optimizer, moving average, update, settings, history
+best.safetensors    the best network so far, judged on the validation images
+last.safetensors    the network at the end (or where the run was stopped)
+history.json        the curves
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from normsurgeon.errors import CheckpointError, UsageError
+from normsurgeon.finetuning.config import differences
+from normsurgeon.finetuning.history import History
+from normsurgeon.models.checkpoint import save
+from normsurgeon.models.state_dict import write_atomically
+from normsurgeon.surgery.convert import Conversion
+
+FORMAT = 1
+
+
+class RunFolder:
+    """Reads and writes a run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        :raises CheckpointError: when it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the folder {self.path}: {error.strerror or error}") from error
+
+    @property
+    def state_file(self) -> Path:
+        """Where the state is."""
+        return self.path / "state.pt"
+
+    @property
+    def best(self) -> Path:
+        """Where the best network is."""
+        return self.path / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Where the last network is."""
+        return self.path / "last.safetensors"
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the state; what stood there remains until the new one is complete.
+
+        :raises CheckpointError: when it cannot be written.
+        """
+        write_atomically(self.state_file, lambda temporary: torch.save({**state, "format": FORMAT}, temporary))
+
+    def write_history(self, history: History) -> None:
+        """Write the curves."""
+        text = history.to_json()
+
+        def write(temporary: Path) -> None:
+            temporary.write_text(text, encoding="utf-8")
+
+        write_atomically(self.path / "history.json", write)
+
+    def write_network(self, network: Conversion | nn.Module, path: Path) -> None:
+        """Write a network as ``normsurgeon.save`` does, without its remarks."""
+        save(network, path, say=lambda text: None)
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The state, or None where there is none yet.
+
+        :raises CheckpointError: a file that cannot be read.
+        """
+        if not self.state_file.exists():
+            return None
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive raises nearly anything
+            raise CheckpointError(
+                f"{self.state_file} cannot be read ({type(error).__name__}); try another folder, or start anew in it "
+                "after moving the file away"
+            ) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise CheckpointError(f"{self.state_file} is no state of a run that this version of normsurgeon reads")
+        return state
+
+    def state_for(self, resume: bool, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """The state to go on from, or None to begin.
+
+        asked   what was asked for this time: ``settings``, ``data``, ``network``, each of plain types
+
+        :raises UsageError: there is a run already and nobody asked to go on, or what was asked has changed.
+        """
+        state = self.read_state()
+        if state is None:
+            return None
+        if not resume:
+            raise UsageError(
+                f"{self.path} holds a run already ({state['step']} of {state['steps']} updates done); "
+                "go on with resume=True (--resume), or choose another folder"
+            )
+        changed = differences(state["asked"]["settings"], asked["settings"])
+        for name in ("data", "network"):
+            changed += differences(state["asked"][name], asked[name])
+        if changed:
+            raise UsageError(
+                f"the run in {self.path} was started otherwise: {', '.join(changed)}; "
+                "go on with what it was started with, or choose another folder"
+            )
+        return state

@@ -1,0 +1,119 @@
+"""What looks after a run: signals that ask it to stop, and the search for where a loss ceased to be finite."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.inference.run import first_tensor
+
+EARLY, WINDOW = 200, 8
+"""How many updates are the first, and over how many of them the present loss is averaged."""
+
+FEW_IMAGES = 16
+"""The loss at the start is that of so many images, or of the first batch: single images vary."""
+
+RISE, SMALL = 3.0, 0.5
+"""By how much a loss has to rise to be reported; one below ``SMALL`` nats may grow to that without harm."""
+
+
+class Stop:
+    """Whether somebody asked the run to stop, and how."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[Stop]:
+    """A Stop that SIGINT and SIGTERM set. The second one is no longer caught: it ends the process.
+
+    In another thread than the main one, where Python allows no handlers, nothing is caught.
+    """
+    stop = Stop()
+    before: dict[signal.Signals, object] = {}
+
+    def note(number: int, frame: object) -> None:
+        stop.signal = signal.Signals(number).name
+        for each, handler in before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+    if threading.current_thread() is threading.main_thread():
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, note)
+    try:
+        yield stop
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)  # type: ignore[arg-type]
+
+
+class FirstUpdates:
+    """Whether the first updates of a run raise the loss many times over, as a learning rate that is too high does."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.start = -(-FEW_IMAGES // batch_size)
+        self.losses: list[float] = []
+        self.reported = False
+
+    def add(self, step: int, loss: float) -> tuple[float, float] | None:
+        """The mean loss at first and now, once, where it has risen ``RISE``-fold (and is not small); else None.
+
+        step  the number of this update, from 1
+        """
+        if step > EARLY or self.reported:
+            return None
+        self.losses.append(loss)
+        if len(self.losses) < self.start + WINDOW:
+            return None
+        first, now = sum(self.losses[: self.start]) / self.start, sum(self.losses[-WINDOW:]) / WINDOW
+        self.reported = now > RISE * max(first, SMALL)
+        return (first, now) if self.reported else None
+
+
+def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:
+    """Where the numbers of a batch cease to be finite, in words.
+
+    ``run_again`` repeats the forward and backward pass and returns the loss. The layer that is named is the first
+    whose output is not finite although its inputs are.
+    """
+    if not bool(torch.isfinite(images).all()):
+        return "in the images of the batch"
+    found: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, tuple, object], None]:
+        def look(module: nn.Module, inputs: tuple, output: object) -> None:
+            out = first_tensor(output)
+            if found or out is None or bool(torch.isfinite(out).all()):
+                return
+            given = first_tensor(inputs)
+            if given is None or bool(torch.isfinite(given).all()):
+                found.append(f"in the output of {name} ({type(module).__name__})")
+
+        return look
+
+    try:
+        for name, module in model.named_modules():
+            if name and not any(True for _ in module.children()):
+                handles.append(module.register_forward_hook(watch(name)))
+        loss = run_again()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    if not bool(torch.isfinite(loss)):
+        return "in the loss, after finite outputs of every layer"
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return f"in the gradient of {name}"
+    return "in the sum of all gradients"

@@ -1,0 +1,1 @@
+"""Run a model, capture what its layers put out, and score it."""

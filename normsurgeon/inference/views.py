@@ -1,0 +1,126 @@
+"""Whatever a caller hands in as data → batches, pre-processed as each of the models wants them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from normsurgeon.data.batches import Batches, unpacked
+from normsurgeon.data.sources import ImageSource, open_source
+from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import ALONE, Share
+from normsurgeon.errors import DataError, UsageError
+from normsurgeon.inference.run import head_classes
+
+Data = str | os.PathLike[str] | ImageSource | Iterable[Any]
+
+View = tuple[tuple[Tensor, ...], Tensor | None]
+"""The same images once per pre-processing (one or two tensors (N, C, H, W)), and their labels (N,) or None."""
+
+
+@dataclass
+class Views:
+    """Batches of ``View``; ``total`` images (None: not known), and the names of those that could not be read.
+
+    numbered    begins anew and gives each batch with the number of its first image: among all of the processes' images
+    repeatable  whether going through a second time gives the same again
+    failure     what is wrong with images of which this process, of several, could read none
+    """
+
+    numbered: Callable[[], Iterator[tuple[int, View]]]
+    total: int | None
+    name: str
+    skipped: list[str] = field(default_factory=list)
+    repeatable: bool = True
+    failure: Callable[[], DataError | None] = lambda: None
+
+    def __iter__(self) -> Iterator[View]:
+        return (view for _, view in self.numbered())
+
+
+def open_views(
+    data: Data,
+    models: Sequence[nn.Module],
+    batch_size: int = 32,
+    max_images: int | None = None,
+    workers: int = 0,
+    classifiers: bool = True,
+    share: Share = ALONE,
+    whole: bool = False,
+) -> Views:
+    """Batches for one model, or for a model and its baseline.
+
+    data        a data spec (see :func:`~normsurgeon.data.sources.open_source`), an ImageSource, or batches
+                ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
+    max_images  only so many: of a source, spread evenly over it; of batches, the first ones
+    classifiers whether a model without a classifier is an error; else the labels are taken as the folders give them
+    share       which part of the images this process takes
+    whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy
+
+    :raises DataError: no images, or labels that the head cannot have.
+    :raises UsageError: batches that are none.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        data = open_source(data, classes=_classes(models, classifiers))
+    if isinstance(data, ImageSource):
+        if not whole and share.world > 1 and batch_size > 0:
+            few = max_images if data.streamed else min(max_images or len(data), len(data))
+            batch_size = batch_size if few is None else max(1, min(batch_size, -(-few // share.world)))
+        batches = Batches(
+            data,
+            *configs_of(models),
+            batch_size=batch_size,
+            max_images=max_images,
+            workers=workers,
+            share=share,
+        )
+        return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
+    if max_images is not None and max_images < 1:
+        raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
+    once = iter(data) is data
+    return Views(
+        lambda: _ready_made(data, max_images, share, whole),
+        None if share.world > 1 else max_images,
+        f"{type(data).__name__} of batches",
+        repeatable=not once,
+    )
+
+
+def configs_of(models: Sequence[nn.Module]) -> list[DataConfig]:
+    """One pre-processing for both models where they agree, or where only one of them carries any."""
+    knowing = [model for model in models if getattr(model, "pretrained_cfg", None)] or list(models[:1])
+    configs = [DataConfig.of(model) for model in knowing]
+    return configs if len(set(configs)) > 1 else configs[:1]
+
+
+def _classes(models: Sequence[nn.Module], needed: bool) -> int | None:
+    try:
+        return head_classes(models[0], configs_of(models)[0])
+    except UsageError:
+        if needed:
+            raise
+        return None
+
+
+def _ready_made(batches: Iterable[Any], limit: int | None, share: Share, whole: bool) -> Iterator[tuple[int, View]]:
+    """This process's share of the first ``limit`` images: a piece of each batch, or every so many whole batches."""
+    first = 0
+    for number, batch in enumerate(batches):
+        images, labels = unpacked(batch)
+        left = None if limit is None else limit - first
+        images, labels = images[:left], labels[:left] if labels is not None else None
+        count = len(images)
+        begin, end = 0, count
+        if share.world > 1 and not whole:
+            begin, end = (rank * count // share.world for rank in (share.rank, share.rank + 1))
+        if (share.has(number) or not whole) and (end > begin or share.world == 1):
+            if labels is not None and len(labels) == count:  # else it is for whoever uses them to say so
+                labels = labels[begin:end]
+            yield first + begin, ((images[begin:end],), labels)
+        first += count
+        if limit is not None and first >= limit:
+            return

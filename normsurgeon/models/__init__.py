@@ -1,0 +1,1 @@
+"""A name or a file becomes a model, and back."""

@@ -1,0 +1,181 @@
+"""Unlabelled images bring the converted norms' outputs back to the original's mean and variance: ``calibrate``."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from normsurgeon.distributed import own_device, own_share, together
+from normsurgeon.errors import UsageError
+from normsurgeon.finetuning.feeding import open_split
+from normsurgeon.inference.run import eval_mode, placed
+from normsurgeon.inference.views import Data, open_views
+from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments
+from normsurgeon.recovery.observing import MOST_IMAGES
+from normsurgeon.recovery.pairs import norm_pairs, originals_of
+from normsurgeon.recovery.rebalancing import rebalance_
+from normsurgeon.surgery.convert import Conversion
+
+MATCHED_IMAGES = 128
+"""Images that matching holds in memory at once: exact in graph order in one pass, and no more however many there
+are."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What ``calibrate`` did.
+
+    images          looked at to balance
+    matched_images  of them, images on which outputs were matched
+    sites           norms that were matched
+    balanced        of them, norms whose producer got new signs and weights
+    forward_passes  of the original and of the converted network together
+    worst_error     the largest over the sites, before its match, of the root mean square over channels of the mean's
+                    error in standard deviations and of the logarithm of the standard deviation's error
+    worst_site      where that was
+    seconds         of wall-clock time
+    """
+
+    images: int
+    matched_images: int
+    sites: int
+    balanced: int
+    forward_passes: int
+    worst_error: float
+    worst_site: str | None
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        return {"event": "calibrate", **asdict(self)}
+
+
+def calibrate(
+    result: Conversion | nn.Module,
+    data: Data,
+    *,
+    original: nn.Module | None = None,
+    balance: bool = True,
+    matched_images: int = MATCHED_IMAGES,
+    batch_size: int = 32,
+    max_images: int | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    on_progress: Callable[[str, int, int | None], None] | None = None,
+) -> Calibration:
+    """Match each converted norm's output to the original's, per channel in mean and variance, on unlabelled images.
+
+    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. Two steps:
+
+    * *balance*: the channels of the producer before each norm get signs and weights anew, which keep the norm's
+      pooled statistics steady from image to image (one pass of the original);
+    * *match*: ``weight <- r * weight``, ``bias <- r * (bias - mean) + mean_BN`` with ``r = sd_BN / sd``, site by site
+      in the order of the data, each seeing the prefix that has been matched already. All of ``matched_images`` go
+      through as one batch, so that this takes one pass of the original and one of the converted network and not one
+      for each site. (All sites at once, in several passes, diverges: each corrects again what earlier ones do.)
+
+    result          a Conversion, or a converted model from a file (its plan came with it)
+    data            a data spec (of data that comes in splits, the training one), an ImageSource, or batches
+                    ``(images (N, C, H, W), …)``; labels are not looked at
+    original        the BatchNorm network; default: the one that ``result`` was converted from
+    matched_images  at most so many are held at once, spread evenly over a source; of batches, the first
+    max_images      so many are looked at to balance, spread evenly over a source; of batches, the first. Default: at
+                    most 512, as many as the norm's steadiness is judged by
+
+    Memory does not grow with the number of images, and the answer does not depend on the batch size, up to rounding.
+    Under ``torchrun`` or ``accelerate launch`` every process calls this alike, with the same networks: the images are
+    shared, and every process ends with the weights that one alone would come to, up to rounding.
+
+    :raises UsageError: no original, a model that is no conversion, or batches that can be passed over only once.
+    :raises DataError: no images.
+    :raises ProcessError: another of several processes failed.
+
+    >>> import normsurgeon as ns, timm
+    >>> result = ns.convert(timm.create_model("test_resnet").eval(), to="gn")
+    >>> images = torch.randn(32, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    >>> done = calibrate(result, [(images, None)])
+    >>> done.sites, done.forward_passes
+    (15, 3)
+    """
+    if matched_images < 1:
+        raise UsageError(f"matched_images={matched_images} must be at least 1")
+    model, reference = originals_of(result, original)
+    pairs = norm_pairs(result, reference)
+    if isinstance(data, (str, os.PathLike)):
+        data = open_split(data, None, training=True)  # whatever its labels are
+    begin = time.perf_counter()
+    share = own_share()
+    with ExitStack() as stack:
+        stack.enter_context(together())
+        for each in (model, reference):
+            stack.enter_context(placed(each, own_device(device)))
+        stack.enter_context(eval_mode(model, reference))
+        stack.enter_context(undone_on_error(model))
+        images, balanced = 0, 0
+        if balance:
+            most = MOST_IMAGES if max_images is None else max_images
+            views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, share=share)
+            if not views.repeatable:
+                raise UsageError(
+                    "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
+                )
+            images, balanced = rebalance_(reference, pairs, views, _telling("balancing", views.total, on_progress))
+        most = matched_images if max_images is None else min(matched_images, max_images)
+        views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, share=share)
+        held, matched = shared_images(views)
+        tell = _telling("matching", 2 * len(pairs), on_progress)
+        wanted = wanted_moments(reference, pairs, held[-1] if held else None, tell)
+        errors = match_in_order_(model, pairs, wanted, held[0] if held else None, tell)
+    worst = max(errors, key=errors.__getitem__, default=None)
+    done = Calibration(
+        images=max(images, matched),
+        matched_images=matched,
+        sites=len(errors),
+        balanced=balanced,
+        forward_passes=2 + bool(balance),
+        worst_error=errors[worst] if worst else 0.0,
+        worst_site=worst,
+        seconds=time.perf_counter() - begin,
+    )
+    if isinstance(result, Conversion):
+        result.history.append(done.to_dict())
+    return done
+
+
+def _telling(
+    step: str, total: int | None, on_progress: Callable[[str, int, int | None], None] | None
+) -> Callable[[int], None]:
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(step, done, total)
+
+    return tell
+
+
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """A model's parameters and eps as they were, if what is inside fails or is interrupted."""
+    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    eps = {
+        name: module.eps for name, module in model.named_modules() if isinstance(getattr(module, "eps", None), float)
+    }
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(values[name])
+        for name, value in eps.items():
+            model.get_submodule(name).eps = value
+        raise

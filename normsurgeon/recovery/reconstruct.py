@@ -1,0 +1,206 @@
+"""Unlabelled images, minutes: fit a converted network's blocks, then all of it, to the original: ``reconstruct``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normsurgeon.data.batches import unpacked
+from normsurgeon.data.seeding import own_random_state
+from normsurgeon.data.sources import ImageSource
+from normsurgeon.data.splitting import split_numbers, split_source
+from normsurgeon.data.transforms import DataConfig
+from normsurgeon.errors import DataError, UsageError
+from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.feeding import make_feed, open_split
+from normsurgeon.inference.run import eval_mode, name_of, placed
+from normsurgeon.inference.taps import shared_blocks
+from normsurgeon.inference.views import Data, open_views
+from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.recovery.calibrate import undone_on_error
+from normsurgeon.recovery.fitting import Fitting
+from normsurgeon.recovery.matching import held_images
+from normsurgeon.recovery.pairs import norm_pairs, originals_of
+from normsurgeon.recovery.recipe import Recipe
+from normsurgeon.surgery.convert import Conversion
+
+MOST_HELD_OUT = 256
+"""Images that decide which of the states on the way is kept."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What ``reconstruct`` did.
+
+    images, held_out   fitted on, and judged by
+    blocks             whose outputs were followed
+    steps              updates made
+    best_step          after which the state that was kept was reached; 0: the start was the best
+    kl_before, kl      mean KL(original ‖ converted) on the held-out images in nats: at the start, and of what was kept
+    logit_scale        what the classifier was multiplied by; 1 for a network without a last linear layer
+    curve              (updates, held-out KL) at every look; the first one after that scaling
+    seconds            of wall-clock time
+    """
+
+    images: int
+    held_out: int
+    blocks: int
+    steps: int
+    best_step: int
+    kl_before: float
+    kl: float
+    logit_scale: float
+    curve: tuple[tuple[int, float], ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
+        values = asdict(self)
+        for key in ("kl_before", "kl"):
+            values[key] = values[key] if math.isfinite(values[key]) else None
+        curve = [[step, kl if math.isfinite(kl) else None] for step, kl in self.curve]
+        return {"event": "reconstruct", **values, "curve": curve}
+
+
+def reconstruct(
+    result: Conversion | nn.Module,
+    data: Data,
+    *,
+    original: nn.Module | None = None,
+    recipe: Recipe | None = None,
+    max_images: int | None = None,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    on_progress: Callable[[str, int, int | None], None] | None = None,
+    **changes: Any,
+) -> Reconstruction:
+    """Fit a converted network to its original on unlabelled images, and keep what does best on held-out ones.
+
+    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. First the classifier is
+    multiplied by the one number that brings the held-out logits nearest to the original's: conversions make them too
+    small, which changes no answer and would be all that fitting learns at first. Then two parts:
+
+    * *local*: block by block in the order of the data (residual blocks, or else the network's children; BRECQ,
+      arXiv:2102.05426), a block is fitted to give the original block's output for the input that the converted and
+      fitted prefix gives it, mixed with the original's input. The weights with the least error on held-out images are
+      kept, and only where the held-out logits come nearer, too;
+    * *joint*: the whole network minimises ``KL(original ‖ converted)`` of the logits plus ``features`` times the
+      relative squared error of the block outputs.
+
+    Images are cropped, flipped and mixed in pairs at random: the original answers for any image, and few images are
+    fitted by heart within a hundred updates otherwise. A state takes the place of the one before, the start included,
+    where its held-out KL is less by more than the gain's standard error over the images. A parameter that the caller
+    froze stays as it is.
+
+    result    a Conversion, or a converted model from a file (its plan came with it)
+    data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at
+    original  the BatchNorm network; default: the one that ``result`` was converted from
+    max_images  at most so many of a source's images, chosen by the seed
+    recipe    a Recipe, or single settings of one as keywords (``steps=60``)
+
+    :raises UsageError: no original, a model that is no conversion, or a setting that there is not.
+    :raises DataError: too few images.
+    :raises TrainingError: a loss that is not finite.
+
+    >>> import normsurgeon as ns, timm
+    >>> result = ns.convert(timm.create_model("test_resnet").eval(), to="gn")
+    >>> images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> done = reconstruct(result, [images], steps=4, check_every=2, batch_size=8)
+    >>> done.kl <= done.kl_before
+    True
+    """
+    recipe = _recipe(recipe, changes)
+    model, reference = originals_of(result, original)
+    norm_pairs(result, reference)  # raises for an original of another architecture
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"every parameter of {name_of(model)} is frozen; try result.model.requires_grad_(True)")
+    begin = time.perf_counter()
+    with ExitStack() as stack:
+        for each in (model, reference):
+            stack.enter_context(placed(each, device))
+        stack.enter_context(eval_mode(model, reference))
+        stack.enter_context(own_random_state())
+        stack.enter_context(undone_on_error(model))
+        stack.enter_context(_gradients_put_back(model))
+        if not isinstance(data, ImageSource):
+            data = open_split(data, None, training=True)  # whatever its labels are
+        fit, judge = _split(data, recipe, max_images)
+        config = DataConfig.of(model)
+        settings = Settings(batch_size=recipe.batch_size, scale=(recipe.scale, 1.0), seed=recipe.seed)
+        feed = make_feed(fit, config, settings, 0, 1, workers)
+        plans = (*origin_of(model).plans, *([result.plan] if isinstance(result, Conversion) else []))
+        blocks = shared_blocks(model, reference, plans, config, required=False)
+        held = held_images(open_views(judge, [model, reference], classifiers=True))
+        fitting = Fitting(model, reference, blocks, recipe, feed, held, on_progress)
+        fitting.run()
+    done = Reconstruction(
+        images=feed.images,
+        held_out=len(held[0]),
+        blocks=len(blocks),
+        steps=fitting.step,
+        best_step=fitting.best_step,
+        kl_before=fitting.kl_before,
+        kl=fitting.best,
+        logit_scale=fitting.logit_scale,
+        curve=tuple(fitting.curve),
+        seconds=time.perf_counter() - begin,
+    )
+    if isinstance(result, Conversion):
+        result.history.append(done.to_dict())
+    return done
+
+
+def _recipe(recipe: Recipe | None, changes: dict[str, Any]) -> Recipe:
+    known = Recipe.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"reconstruction has no setting {name!r}; there are {', '.join(known)}")
+    return replace(recipe or Recipe(), **changes)
+
+
+def _split(data: Any, recipe: Recipe, max_images: int | None) -> tuple[Any, Any]:
+    """The images to fit on and those to judge by, batches as one tensor each."""
+    if isinstance(data, ImageSource):
+        if data.streamed:
+            raise DataError(f"{data.name} is a stream: its images have no numbers to choose by; try a folder")
+        if max_images is not None and max_images < len(data):
+            data = split_source(data, max_images, recipe.seed)[1]
+        count = len(data)
+    else:
+        pool = [unpacked(batch)[0] for batch in data]
+        if not pool:
+            raise DataError("there are no images to fit on; the batches are empty (was an iterator used up before?)")
+        if not all(isinstance(images, Tensor) for images in pool):
+            raise UsageError(
+                "the batches hold dicts or tuples of a model's arguments, and reconstruction takes images; "
+                "try calibrate, which takes them"
+            )
+        images = torch.cat(pool)
+        count = len(images)
+    second = min(MOST_HELD_OUT, max(1, round(recipe.held_out * count)))
+    if count - second < 2:
+        raise DataError(f"{count} images are too few to fit on and to judge by; try at least 32")
+    if isinstance(data, ImageSource):
+        return split_source(data, second, recipe.seed)
+    first, rest = split_numbers(count, second, recipe.seed)
+    return [images[list(first)]], [images[list(rest)]]
+
+
+@contextmanager
+def _gradients_put_back(model: nn.Module) -> Iterator[None]:
+    """The gradients that the caller had, afterwards."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient

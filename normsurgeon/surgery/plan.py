@@ -1,0 +1,220 @@
+"""What will become of every batch norm, decided before anything is touched.
+
+The plan knows no tensors and the executor takes no decisions. A plan is frozen, prints as a table, goes to JSON and
+back, and is edited by making a new one: ``plan.keep("stem.*")``, ``plan.set("layer4.*", "ln")``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from normsurgeon.errors import CheckpointError, ConversionError, TargetError
+from normsurgeon.graph.following import Followed
+from normsurgeon.graph.sites import find_sites
+from normsurgeon.graph.skeleton import require_plain
+from normsurgeon.graph.trace import TracedModel, trace
+from normsurgeon.norms.batchnorm import is_batch_norm
+from normsurgeon.patterns import select
+from normsurgeon.reporting.text import html_table, plain_table
+from normsurgeon.surgery.deciding import Decision, Request, decide, parse_target
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """One decision a site, in the order in which data reaches the sites.
+
+    Made by ``plan``; carried out by ``convert``. ``str(plan)`` is a table. ``followed`` says how the model can be
+    called, for the check; it is not a part of the JSON, and found again where it is missing.
+    """
+
+    model: str
+    request: Request
+    decisions: tuple[Decision, ...]
+    traced_by: str = "fx"
+    input_shape: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+    followed: Followed | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def target(self) -> str | None:
+        """The target asked for."""
+        return self.request.target
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many sites are converted, kept and refused."""
+        found = Counter(decision.status for decision in self.decisions)
+        return {status: found.get(status, 0) for status in ("converted", "kept", "refused")}
+
+    def keep(self, *patterns: str) -> ConversionPlan:
+        """A plan that leaves the matching batch norms as they are.
+
+        :raises PatternError: when a pattern matches no site.
+        """
+        return self._change(patterns, Request(None))
+
+    def set(self, pattern: str, target: str, groups: int | None = None, eps: float | None = None) -> ConversionPlan:
+        """A plan that converts the matching sites to ``target`` instead.
+
+        :raises PatternError: when the pattern matches no site.
+        :raises TargetError: for an unknown target, or groups that do not divide.
+        """
+        request = parse_target(target, self.request)
+        request = replace(request, groups=groups or request.groups, eps=request.eps if eps is None else eps)
+        return self._change((pattern,), request)
+
+    def _change(self, patterns: Sequence[str], request: Request) -> ConversionPlan:
+        names = [decision.name for decision in self.decisions]
+        chosen = {name for pattern in patterns for name in select(pattern, names)}
+        return replace(
+            self,
+            decisions=tuple(decide(d.site, request) if d.name in chosen else d for d in self.decisions),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types; ``from_dict`` is the way back."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "target": self.target,
+            "request": asdict(self.request),
+            "traced_by": self.traced_by,
+            "input_shape": list(self.input_shape) if self.input_shape else None,
+            "notes": list(self.notes),
+            "counts": self.counts,
+            "sites": [decision.to_dict() for decision in self.decisions],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConversionPlan:
+        """The inverse of ``to_dict``.
+
+        :raises CheckpointError: for a plan of another format, or one that is damaged.
+        """
+        if values.get("format") != FORMAT:
+            raise CheckpointError(
+                f"this plan has format {values.get('format')!r}, and this version reads format {FORMAT}; "
+                "try: pip install --upgrade normsurgeon"
+            )
+        try:
+            return cls(
+                model=values["model"],
+                request=Request(**values["request"]),
+                decisions=tuple(Decision.from_dict(site) for site in values["sites"]),
+                traced_by=values["traced_by"],
+                input_shape=tuple(values["input_shape"]) if values["input_shape"] else None,
+                notes=tuple(values["notes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"this plan is damaged: {type(error).__name__} {error}") from error
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> ConversionPlan:
+        """The inverse of ``to_json``.
+
+        :raises CheckpointError: when the text is no plan.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"this is not a plan: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError("this is not a plan: a JSON object was expected")
+        return cls.from_dict(values)
+
+    @property
+    def summary(self) -> str:
+        """One line: the model, the target, and how many sites are converted, kept and refused."""
+        return f"{self.model} → {self.target}: " + ", ".join(f"{n} {status}" for status, n in self.counts.items())
+
+    def __str__(self) -> str:
+        return f"{self.summary}\n{plain_table(_COLUMNS, map(_row, self.decisions))}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self.summary, _COLUMNS, map(_row, self.decisions))
+
+
+_COLUMNS = ("site", "from", "channels", "status", "to", "groups", "whitening", "reason")
+
+
+def _row(d: Decision) -> tuple[Any, ...]:
+    return d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason
+
+
+def plan(
+    model: nn.Module,
+    to: str,
+    *,
+    groups: int | Literal["auto"] = "auto",
+    eps: float | None = None,
+    keep: Sequence[str] = (),
+    set: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    as_graph: bool = False,
+    balance: bool = True,
+    example_inputs: Any = None,
+    traced: TracedModel | None = None,
+    name: str | None = None,
+) -> ConversionPlan:
+    """Decide what becomes of every batch norm of ``model``, without changing it.
+
+    to              one of ``TARGETS``
+    groups          groups of ``gn``: a number that divides every site's channels, or "auto"
+    eps             softening E: the norm divides by sqrt(var + E) of whitened input and gamma grows by sqrt(1 + E)
+    keep            globs of sites to leave alone; stronger than ``set``
+    set             {glob: target}, the last match wins; "gn:8" sets the groups, too
+    balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
+                    of the function for one forward pass of 64 small images (see ``surgery.balancing``)
+    as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
+    example_inputs  what the model is called with, where its first layer or timm's configuration does not tell: a
+                    tensor, a tuple of arguments, a list (one argument), a dict of keyword arguments, ``(args,
+                    kwargs)``, or a data loader, of which the first batch is taken
+
+    :raises TargetError: unknown target, or groups that do not divide a site's channels.
+    :raises PatternError: a glob that matches no site.
+    :raises ConversionError: a model without a batch norm, or something else than a plain module.
+    :raises UsageError: inputs that are none.
+
+    >>> import timm
+    >>> p = plan(timm.create_model("test_resnet"), to="gn", keep=["conv1.1"])
+    >>> p.counts
+    {'converted': 14, 'kept': 1, 'refused': 0}
+    """
+    if groups != "auto" and (not isinstance(groups, int) or isinstance(groups, bool)):
+        raise TargetError(f"groups must be a number or 'auto', not {groups!r}")
+    request = Request(to, None if groups == "auto" else groups, eps, as_graph, balance)
+    pairs = list(set.items()) if isinstance(set, Mapping) else list(set)
+    overrides = [(pattern, parse_target(text, request)) for pattern, text in pairs]
+    require_plain(model)
+    if is_batch_norm(model):
+        raise ConversionError(f"the model is itself a {type(model).__name__}; wrap it, as in nn.Sequential(model)")
+    traced = traced if traced is not None else trace(model, example_inputs)
+    sites = find_sites(traced)
+    if not sites:
+        raise ConversionError(f"{name or type(model).__name__} has no BatchNorm layer: there is nothing to convert")
+    names = [site.name for site in sites]
+    wanted = dict.fromkeys(names, request)
+    for pattern, override in overrides:
+        wanted.update(dict.fromkeys(select(pattern, names), override))
+    for pattern in keep:
+        wanted.update(dict.fromkeys(select(pattern, names), Request(None)))
+    return ConversionPlan(
+        model=name or type(model).__name__,
+        request=request,
+        decisions=tuple(decide(site, wanted[site.name]) for site in sites),
+        traced_by=traced.traced_by,
+        input_shape=traced.input_shape,
+        notes=traced.notes,
+        followed=replace(traced.followed, records=[]),
+    )
