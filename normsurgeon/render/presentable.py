@@ -1,0 +1,39 @@
+"""What every result that can be shown has in common: it makes a document, and prints, shows and saves itself by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from normsurgeon.render.document import Document
+
+
+class Presentable:
+    """``print(it)`` shows plain text, rich a terminal's output, a notebook HTML; a subclass makes the ``document()``.
+
+    A renderer is imported when it is needed: the numbers come without it.
+    """
+
+    def document(self) -> Document:
+        """What there is to show."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """All of it as plain text."""
+        from normsurgeon.render.text import to_text
+
+        return to_text(self.document())
+
+    def __rich__(self) -> RenderableType:
+        """As wide, and as colourful, as the terminal is."""
+        from normsurgeon.render.terminal import TerminalDocument
+
+        return TerminalDocument(self.document())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: no script, and styles that touch nothing else."""
+        from normsurgeon.render.html import to_notebook
+
+        return to_notebook(self.document())
