@@ -8,6 +8,7 @@
     ├── LoadingError                 a model could not be made or found
     │   └── WeightsUnavailableError  the model is known, its weights are out of reach
     ├── CheckpointError              a file that is not, or not entirely, a checkpoint
+    ├── WriteError                   a file that cannot be written
     ├── TracingError                 the model could not be followed
     ├── ConversionError              the surgery could not be done
     ├── DataError                    no images, or none that can be read
@@ -55,7 +56,11 @@ class WeightsUnavailableError(LoadingError):
 
 
 class CheckpointError(NormSurgeonError):
-    """A checkpoint file that cannot be read, written, or made to fit."""
+    """A checkpoint file that cannot be read, or made to fit."""
+
+
+class WriteError(NormSurgeonError):
+    """A file that cannot be written: a missing folder, a full disk, no permission."""
 
 
 class TracingError(NormSurgeonError):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError
+from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError, WriteError
 
 HERE = Path(__file__)
 FILES = ("last.safetensors", "best.safetensors")
@@ -253,9 +253,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypat
         return real(obj, path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        CheckpointError, match=r"^cannot write \S+state\.pt: No space left on device; nothing was written$"
-    ):
+    with pytest.raises(WriteError, match=r"^cannot write \S+state\.pt: No space left on device; nothing was written$"):
         job(tmp_path, steps=6)
     monkeypatch.undo()
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3

@@ -13,7 +13,6 @@ import pytest
 import sample_report as samples
 
 from normsurgeon.errors import NormSurgeonError, UsageError
-from normsurgeon.reporting import files
 from normsurgeon.reporting.files import csv_text, json_text
 
 REPORTS = {
@@ -127,7 +126,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(NormSurgeonError, match=r"^cannot write .*: No space left on device; nothing was written$"):
         REPORTS["bare"].save(path)
     assert path.read_text() == "old"
@@ -135,7 +134,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_that_may_not_be_written_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(NormSurgeonError, match=r"^cannot write .*report\.html: permission denied$"):
         REPORTS["bare"].save(tmp_path / "report.html")
     assert os.listdir(tmp_path) == []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.errors import CheckpointError, UsageError
+from normsurgeon.errors import UsageError, WriteError
 
 ENDINGS = (".safetensors", ".pt")
 
@@ -32,7 +32,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file(resnet, tmp_path, monkeyp
     path = tmp_path / f"net{ending}"
     path.write_bytes(b"what stood there")
     monkeypatch.setattr(os, step, full)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WriteError) as caught:
         ns.save(resnet, path)
     assert str(caught.value) == f"cannot write {path}: No space left on device; nothing was written"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -52,7 +52,7 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_file(resnet, tmp_path, en
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(CheckpointError, match=f"cannot write {path}: {why}; nothing was written$"):
+        with pytest.raises(WriteError, match=f"cannot write {path}: {why}; nothing was written$"):
             ns.save(resnet, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -94,14 +94,14 @@ def test_a_written_file_has_the_rights_that_the_umask_gives(resnet, tmp_path, en
 
 def test_a_missing_folder_is_named(resnet, tmp_path) -> None:
     path = tmp_path / "nowhere" / "net.pt"
-    with pytest.raises(CheckpointError, match=f"^cannot write {path}: there is no folder {path.parent}$"):
+    with pytest.raises(WriteError, match=f"^cannot write {path}: there is no folder {path.parent}$"):
         ns.save(resnet, path)
 
 
 def test_a_path_that_is_a_folder_is_told(resnet, tmp_path) -> None:
     path = tmp_path / "net.pt"
     path.mkdir()
-    with pytest.raises(CheckpointError, match=f"^cannot write {path}: it is a folder$"):
+    with pytest.raises(WriteError, match=f"^cannot write {path}: it is a folder$"):
         ns.save(resnet, path)
 
 

@@ -87,7 +87,7 @@ def analyze(
     for path, ending in files:
         if path.suffix != ending:
             raise UsageError(f"{path}: that file is the report as {ending[1:]}, and its name must end in {ending}")
-    from normsurgeon.reporting.files import check_writable
+    from normsurgeon._util.files import check_writable
 
     for path, _ in files:
         check_writable(path)

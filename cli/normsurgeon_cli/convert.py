@@ -122,7 +122,7 @@ def convert(
 
     check_target(to)  # before minutes of download
     if output is not None and not dry_run:
-        import normsurgeon.models.state_dict as files
+        from normsurgeon._util import files
 
         files.check_writable(output)
     for data in dict.fromkeys(filter(None, (calibrate, reconstruct, probe))):

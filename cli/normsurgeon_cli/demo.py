@@ -23,7 +23,7 @@ def demo(
     """
     from dataclasses import asdict
 
-    from normsurgeon.models.state_dict import check_writable
+    from normsurgeon._util.files import check_writable
 
     check_writable(output)
     with progress("converting and comparing") as advance:

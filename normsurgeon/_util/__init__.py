@@ -1,1 +1,1 @@
-"""Helpers that every room shares, without torch."""
+"""Helpers that every folder shares, without torch."""

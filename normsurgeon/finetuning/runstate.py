@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon._util.files import write_atomically
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.finetuning.config import differences
 from normsurgeon.finetuning.history import History
 from normsurgeon.models.checkpoint import save
-from normsurgeon.models.state_dict import write_atomically
 from normsurgeon.surgery.convert import Conversion
 
 FORMAT = 1

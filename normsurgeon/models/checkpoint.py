@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from normsurgeon._util.files import check_writable, write_atomically
 from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
 from normsurgeon.models.registry import DEMO, HUB_PREFIXES, ModelSource, build, timm_source_of
-from normsurgeon.models.state_dict import KEY, StateDict, check_writable, fit, write_atomically, write_safetensors
+from normsurgeon.models.state_dict import KEY, StateDict, fit, write_safetensors
 from normsurgeon.surgery.convert import Conversion, convert_
 from normsurgeon.surgery.plan import ConversionPlan
 

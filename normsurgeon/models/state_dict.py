@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,36 +88,6 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable
     model.load_state_dict({**whole, **state}, strict=True)
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and rename it into place.
-
-    Whatever happens, ``path`` holds either what it held or all of the new file.
-
-    :raises CheckpointError: when the folder is missing or not writable, or the disk is full.
-    """
-    path = Path(path)
-    check_writable(path)
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-        temporary = None
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write {path}: {_writing_problem(error)}; nothing was written") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and header; tensors that share memory are written as copies."""
     seen: set[int] = set()
@@ -130,43 +98,6 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         tensors[key] = tensor.clone(memory_format=torch.contiguous_format) if address in seen else tensor.contiguous()
         seen.add(address)
     save_file(tensors, path, metadata=dict(metadata))
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Fail before the work and not after it.
-
-    :raises CheckpointError: when a file could not be written at ``path``.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise CheckpointError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise CheckpointError(f"cannot write {path}: permission denied")
-
-
-def _writing_problem(error: Exception) -> str:
-    """The system's own words, without the libraries' wrapping."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    text = " ".join(str(error).split())
-    number = re.search(r"os error (\d+)", text)  # safetensors: "I/O error: File too large (os error 27)"
-    if number:
-        return os.strerror(int(number[1]))
-    if "inline_container" in text:  # torch.save: "[enforce fail at inline_container.cc:671] . unexpected pos …"
-        return "the file could not be written to its end (is the disk full?)"
-    return text
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renaming last. The file is complete by now, and not every file system can do this."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from normsurgeon.errors import NormSurgeonError, UsageError
+from normsurgeon._util.files import check_writable, write_text
+from normsurgeon.errors import UsageError
 from normsurgeon.reporting.layers import LayerRow, layer_rows, measure_key, measure_labels
 from normsurgeon.reporting.records import LayerPair, LayerStatistics, Report
 
@@ -92,44 +91,3 @@ def _scalar(value: Any) -> Any:
     if value is None or (isinstance(value, float) and value - value != 0):
         return ""
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` into a temporary file beside ``path``, flush it to disk, and rename it into place.
-
-    :raises NormSurgeonError: when that cannot be done; ``path`` then holds what it held.
-    """
-    check_writable(path)
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with open(handle, "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise NormSurgeonError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Fail before the work and not after it.
-
-    :raises NormSurgeonError: when a file could not be written at ``path``.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise NormSurgeonError(f"cannot write {path}: it is a folder")
-    if not path.parent.is_dir():
-        raise NormSurgeonError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise NormSurgeonError(f"cannot write {path}: permission denied")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from normsurgeon._util.files import check_writable, write_text
 from normsurgeon.errors import UsageError
-from normsurgeon.reporting.files import check_writable, write_text
 from normsurgeon.reporting.records import plain
 from normsurgeon.study import findings as sentences
 from normsurgeon.study import statistics

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from normsurgeon._util.files import write_atomically
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import (
@@ -28,7 +29,7 @@ from normsurgeon.finetuning.config import Settings
 from normsurgeon.finetuning.finetune import finetune
 from normsurgeon.finetuning.history import History
 from normsurgeon.inference.evaluate import Evaluation, evaluate
-from normsurgeon.models.state_dict import fit, read_file, write_atomically, write_safetensors
+from normsurgeon.models.state_dict import fit, read_file, write_safetensors
 from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
