@@ -24,7 +24,7 @@ from normsurgeon.surgery.plain_swap import plain_swap
 from normsurgeon.surgery.swap_layers import swap_layers
 
 GATES = ("Sigmoid", "Hardsigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "MultiheadAttention", "GLU")
-"""Classes beside the activations that are no activation of a layer: gates, probabilities, attention."""
+"""Classes of torch's activation module that are no activation of a layer: gates, probabilities, attention."""
 
 
 def build_network(cell: Cell, classes: int, channels: int, original: nn.Module | None = None) -> nn.Module:
@@ -35,11 +35,11 @@ def build_network(cell: Cell, classes: int, channels: int, original: nn.Module |
     trained network itself.
 
     classes, channels  of the data set: 1 for grey images
-    original           the BatchNorm network that a converted cell begins from, with the cell's activation; None: the
+    original           the BatchNorm network that a converted cell starts from, with the cell's activation; None: the
                        one with published weights, or a file's
 
-    :raises UsageError: what the network cannot have: groups that do not divide, an activation where it has none.
-    :raises NormSurgeonError: a network that cannot be loaded.
+    :raises UsageError: if the network cannot have this: groups that do not divide, an activation where it has none.
+    :raises NormSurgeonError: if a network cannot be loaded.
 
     >>> net = build_network(Cell("resnet8", "digits", norm="gn:4"), classes=10, channels=1)
     >>> net.bn1.num_groups
@@ -53,22 +53,12 @@ def build_network(cell: Cell, classes: int, channels: int, original: nn.Module |
             model = _loaded(cell, classes, channels)
             if cell.activation != "default":
                 model = with_activation(model, cell.activation)
-        norm, groups = norm_of(cell)
+        norm, _, groups = cell.norm.partition(":")
         if norm == "bn":
             return model
         if cell.start == "scratch":
-            return plain_swap(model.train(), norm, groups)
-        return convert(model.eval(), to=norm, groups=groups or "auto").model
-
-
-def norm_of(cell: Cell) -> tuple[str, int | None]:
-    """A cell's norm and its groups, None where they are not given.
-
-    >>> norm_of(Cell("resnet8", "digits", norm="gn:8"))
-    ('gn', 8)
-    """
-    norm, _, groups = cell.norm.partition(":")
-    return norm, int(groups) if groups else None
+            return plain_swap(model.train(), norm, int(groups) if groups else None)
+        return convert(model.eval(), to=norm, groups=int(groups) if groups else "auto").model
 
 
 def _loaded(cell: Cell, classes: int, channels: int) -> nn.Module:
@@ -88,7 +78,7 @@ def _loaded(cell: Cell, classes: int, channels: int) -> nn.Module:
 
 
 def _with_head(model: nn.Module, classes: int) -> nn.Module:
-    """A trained network with a new head, in place, where it tells other classes apart."""
+    """A trained network with a new head, in place, if its classes are others."""
     if head_classes(model, DataConfig.of(model)) != classes:
         reset_head_(model, classes)
     return model
@@ -104,7 +94,7 @@ def _is_timm(name: str) -> bool:
 def with_activation(model: nn.Module, name: str) -> nn.Module:
     """A copy of a network whose activations are all ``name`` (timm's names); gates keep theirs.
 
-    :raises UsageError: an activation that timm does not know, or a network whose activations are no modules.
+    :raises UsageError: if timm has no such activation, or the network's activations are no modules.
 
     >>> net = with_activation(SMALL["resnet8"](), "silu")
     >>> net.act1, net.layer1[0].act2
