@@ -224,7 +224,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
             output=tmp_path,
             resume=True,
             device="cpu",
-            settings=ns.training.settings.Settings(
+            settings=ns.training.settings.FinetuneConfig(
                 steps=2, batch_size=16, mixup=0.4, drop=0.3, drop_path=0.2, reprob=0.5, ema=0.9, progressive=0.5
             ),
         )

@@ -136,7 +136,7 @@ def finetune(
     With --to, MODEL is converted first and the original is the teacher: labels are then welcome and not needed. Stopped
     by Ctrl-C, SIGTERM or a crash, the same command with --resume goes on. Also under torchrun and accelerate launch.
     """
-    chosen = {
+    chosen: dict[str, Any] = {
         "epochs": epochs, "steps": steps, "batch_size": batch_size, "grad_accum": grad_accum, "opt": opt, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "layer_decay": layer_decay, "sched": sched,
         "warmup_epochs": warmup_epochs, "min_lr": min_lr, "clip_grad": clip_grad, "train_what": train, "ema": ema,
@@ -152,11 +152,11 @@ def finetune(
         raise UsageError("--groups belongs to --to, which is not there")
     first = is_first()
     with _quiet(not first):
-        from normsurgeon.finetuning.config import Settings
+        from normsurgeon.finetuning.config import FinetuneConfig
         from normsurgeon.finetuning.finetune import UNSET
         from normsurgeon.finetuning.finetune import finetune as run
 
-        settings = Settings().changed({name: value for name, value in chosen.items() if value is not None})
+        settings = FinetuneConfig(**{name: value for name, value in chosen.items() if value is not None})
         network: Any = options.load(model, weights, random_init)
         master: Any = options.load(teacher) if teacher is not None else UNSET
         if to is not None:

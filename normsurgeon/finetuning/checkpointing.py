@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.history import History, Window
 from normsurgeon.finetuning.loop import Loop, Student
 from normsurgeon.finetuning.runstate import RunFolder
@@ -47,7 +47,7 @@ class Keeper:
         folder: RunFolder | None,
         judge: Judge | None,
         stop: Stop,
-        settings: Settings,
+        settings: FinetuneConfig,
         asked: dict[str, Any],
         say: Callable[[str], None],
     ) -> None:

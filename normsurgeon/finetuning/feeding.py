@@ -19,7 +19,7 @@ from normsurgeon.data.seeding import SAMPLE, permutation, seed_everything
 from normsurgeon.data.sources import ImageSource, nothing_readable, open_source
 from normsurgeon.data.transforms import DataConfig, ToMode
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
 Batch = tuple[Tensor, Tensor | None, tuple[str, ...]]
@@ -44,7 +44,7 @@ def open_split(spec: Any, classes: int | None, training: bool) -> Any:
     return open_source(spec, classes=classes, split=splits[0] if in_splits else None)
 
 
-def training_transform(config: DataConfig, settings: Settings, grey: bool = False) -> Any:
+def training_transform(config: DataConfig, settings: FinetuneConfig, grey: bool = False) -> Any:
     """timm's training transform for a network's pre-processing; the plain one without ``augment``."""
     if not settings.augment:
         return config.transform()
@@ -214,7 +214,7 @@ class _Steps:
 
 
 def make_feed(
-    data: Any, config: DataConfig, settings: Settings, rank: int, world: int, workers: int, pinned: bool = False
+    data: Any, config: DataConfig, settings: FinetuneConfig, rank: int, world: int, workers: int, pinned: bool = False
 ) -> Feed:
     """A feed of a source's images, or of ready-made batches.
 

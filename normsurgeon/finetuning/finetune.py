@@ -21,7 +21,7 @@ from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.finetuning import checking
 from normsurgeon.finetuning.blending import blend_
 from normsurgeon.finetuning.checkpointing import Keeper, network_shape
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.feeding import make_feed, open_split
 from normsurgeon.finetuning.history import History
 from normsurgeon.finetuning.launching import launch, on_device
@@ -78,7 +78,7 @@ class Finetuned:
     seconds: float
     skipped: tuple[str, ...]
     path: Path | None
-    settings: Settings = field(repr=False)
+    settings: FinetuneConfig = field(repr=False)
     stopped: str | None = None
 
     @property
@@ -111,7 +111,7 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     num_classes: int | None = None,
-    settings: Settings | None = None,
+    settings: FinetuneConfig | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
     say: Callable[[str], None] = warnings.warn,
@@ -131,7 +131,7 @@ def finetune(
     output       the folder of the run: its state, ``best.safetensors``, ``last.safetensors``, ``history.json``
     resume       go on with the run in ``output``, if one was begun there: the result is that of an uninterrupted run
     num_classes  give the network a new head first; the original is then no teacher
-    settings     a ``Settings``; single ones can be given by name: ``finetune(…, epochs=3, lr=1e-3)``
+    settings     a ``FinetuneConfig``; single ones can be given by name: ``finetune(…, epochs=3, lr=1e-3)``
     device       where to train; default: Accelerate's choice (a GPU where there is one)
     workers      processes that read images
     say          is told, in one line, of what was assumed or changed on the way; default: a warning
@@ -154,7 +154,7 @@ def finetune(
     >>> tuned.steps, [row["step"] for row in tuned.history.steps]
     (2, [1, 2])
     """
-    asked = (settings or Settings()).changed(changes)
+    asked = (settings or FinetuneConfig()).replace(**changes)
     found_device = checking.find_device(device)
     folder = None if output is None else RunFolder(Path(output))
     if resume and folder is None:
@@ -270,7 +270,7 @@ def finetune(
 
 def _student(
     plain: nn.Module,
-    settings: Settings,
+    settings: FinetuneConfig,
     weights: checking.Weights,
     conversion: Conversion | None,
     original: nn.Module | None,

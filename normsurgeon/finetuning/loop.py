@@ -21,7 +21,7 @@ from normsurgeon.data.seeding import STEP, seed_everything
 from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.feeding import Feed
 from normsurgeon.finetuning.history import MOST, History, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
@@ -74,7 +74,7 @@ class Loop:
         student: Student,
         teacher: nn.Module | None,
         feed: Feed,
-        settings: Settings,
+        settings: FinetuneConfig,
         weights: Weights,
         steps: int,
         say: Callable[[str], None],

@@ -186,7 +186,7 @@ class Grid:
         return replace(self, start=("scratch",), training=training, pretraining=None, analysis=False)
 
     def settings_for(self, cell: Cell) -> dict[str, Any]:
-        """The settings of a cell's run, by the names of ``normsurgeon.finetuning.config.Settings``.
+        """The settings of a cell's run, by the names of ``normsurgeon.finetuning.config.FinetuneConfig``.
 
         The labels alone teach: no cell has a teacher, whatever it starts from.
 

@@ -17,7 +17,7 @@ from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.splitting import split_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.feeding import open_split, training_transform
 from normsurgeon.study.preprocessing import MOST_IMAGES, Preprocessing, fit
 
@@ -129,7 +129,7 @@ class _Lazy(Dataset[Any]):
         return self.preprocessing(self.transform(image)[None])[0], int(label or 0)
 
 
-def prepare(data: DataSet, config: DataConfig, preprocessing: str, settings: Settings) -> Prepared:
+def prepare(data: DataSet, config: DataConfig, preprocessing: str, settings: FinetuneConfig) -> Prepared:
     """Both splits, pre-processed as fitted on the training images.
 
     config    of the network: its input size, interpolation and crop; ``preprocessing="model"`` takes its mean and std

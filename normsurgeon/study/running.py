@@ -25,7 +25,7 @@ from normsurgeon.errors import (
     TrainingStopped,
     UsageError,
 )
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.finetune import finetune
 from normsurgeon.finetuning.history import History
 from normsurgeon.inference.evaluate import Evaluation, evaluate
@@ -102,7 +102,7 @@ def _trained(
     data.check_batch(cell.batch_size)
     model = build_network(cell, data.classes, data.channels, _original(grid, cell, originals, device))
     config = config_of(model, shared.image_size)
-    settings = Settings(**grid.settings_for(cell), keep="last")
+    settings = FinetuneConfig(**grid.settings_for(cell), keep="last")
     images = prepare(data, config, cell.preprocessing, settings)
     by_epoch = shared.judge == "epoch"
     before = evaluate(model, images.test, device=device) if cell.start == "converted" and not by_epoch else None

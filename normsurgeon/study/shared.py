@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.study import fields as check
 from normsurgeon.study.fields import GridError, within
 from normsurgeon.study.names import OPTIMIZERS, offer
 
+DEFAULTS = FinetuneConfig()
 JUDGED = ("last", "epoch")
 REGULARIZERS = ("weight_decay", "drop", "drop_path", "smoothing", "mixup", "cutmix", "distance", "reprob")
 """Settings that are the axis ``regularization``, and are not shared."""
@@ -24,7 +25,7 @@ _AXES = {"lr": "learning_rates", "learning_rate": "learning_rates", "batch_size"
 
 @dataclass(frozen=True)
 class Training:
-    """How every cell is trained. What ``normsurgeon.finetuning.config.Settings`` has under a name means the same here.
+    """How every cell is trained. A name that ``FinetuneConfig`` has, too, means the same here.
 
     epochs, steps   how long: one of the two; 8 epochs where neither is given
     lr_batch_size   the learning rates of the grid are for batches of so many images, and scaled linearly for others
@@ -43,29 +44,29 @@ class Training:
     epochs: int | None = None
     steps: int | None = None
     opt: str = "sgd"
-    momentum: float = Settings.momentum
-    layer_decay: float | None = Settings.layer_decay
-    sched: str = Settings.sched
-    warmup_epochs: float = Settings.warmup_epochs
-    min_lr: float = Settings.min_lr
+    momentum: float = DEFAULTS.momentum
+    layer_decay: float | None = DEFAULTS.layer_decay
+    sched: str = DEFAULTS.sched
+    warmup_epochs: float = DEFAULTS.warmup_epochs
+    min_lr: float = DEFAULTS.min_lr
     clip_grad: float | None = None
-    train_what: str = Settings.train_what
-    grad_accum: int = Settings.grad_accum
+    train_what: str = DEFAULTS.train_what
+    grad_accum: int = DEFAULTS.grad_accum
     lr_batch_size: int | None = 32
     train_images: int | None = None
     test_images: int | None = None
     image_size: int | None = None
     augment: bool = False
-    scale: tuple[float, float] = Settings.scale
-    ratio: tuple[float, float] = Settings.ratio
-    hflip: float | None = Settings.hflip
-    vflip: float = Settings.vflip
-    color_jitter: float = Settings.color_jitter
-    aa: str | None = Settings.aa
-    distance_layers: str | None = Settings.distance_layers
-    precision: str = Settings.precision
-    channels_last: bool = Settings.channels_last
-    compile: bool = Settings.compile
+    scale: tuple[float, float] = DEFAULTS.scale
+    ratio: tuple[float, float] = DEFAULTS.ratio
+    hflip: float | None = DEFAULTS.hflip
+    vflip: float = DEFAULTS.vflip
+    color_jitter: float = DEFAULTS.color_jitter
+    aa: str | None = DEFAULTS.aa
+    distance_layers: str | None = DEFAULTS.distance_layers
+    precision: str = DEFAULTS.precision
+    channels_last: bool = DEFAULTS.channels_last
+    compile: bool = DEFAULTS.compile
     judge: str = "last"
 
     def __post_init__(self) -> None:
@@ -114,7 +115,7 @@ class Training:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def settings(self) -> dict[str, Any]:
-        """What of this ``Settings`` has, by its names."""
+        """What of this ``FinetuneConfig`` has, by its names."""
         length = ("epochs",) if self.steps is not None else ("steps",)
         return {key: value for key, value in asdict(self).items() if key not in (*_STUDY_ONLY, *length)}
 
@@ -128,7 +129,7 @@ class Training:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """One value, in the type that it should have. The limits of a setting are those of ``Settings``."""
+    """One value, in the type that it should have. The limits of a setting are those of ``FinetuneConfig``."""
     default = Training.__dataclass_fields__[name].default
     if value is None:
         if default is None or name in ("epochs", "lr_batch_size"):
@@ -150,7 +151,7 @@ def _checked(name: str, value: Any) -> Any:
         value = check.number(name, value)
     if name == "opt":
         _check_optimizer(value)
-    Settings().changed({name: value})
+    DEFAULTS.replace(**{name: value})
     return value
 
 
@@ -190,6 +191,6 @@ def regularizers(values: Any) -> tuple[tuple[str, float], ...]:
             if name not in REGULARIZERS:
                 raise UsageError(f"unknown regularization {key!r}; {offer(str(key), (*REGULARIZERS, 'dropout'))}")
             found[name] = check.number(key, value)
-            Settings().changed({name: found[name]})
+            DEFAULTS.replace(**{name: found[name]})
     # A network may have a dropout of its own, which 0 takes away; all others are 0 by themselves.
     return tuple(sorted((name, v) for name, v in found.items() if v or name in ("drop", "drop_path")))
