@@ -114,7 +114,7 @@ def finetune(
     settings: FinetuneConfig | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-    say: Callable[[str], None] = warnings.warn,
+    on_message: Callable[[str], None] = warnings.warn,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     **changes: Any,
 ) -> Finetuned:
@@ -207,7 +207,7 @@ def finetune(
             classes,
             blocks,
         )
-        tell = say if main else (lambda text: None)
+        tell = on_message if main else (lambda text: None)
         asleep = all_asleep(student.core)
         if asleep:
             tell(

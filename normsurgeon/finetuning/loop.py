@@ -77,13 +77,13 @@ class Loop:
         settings: FinetuneConfig,
         weights: Weights,
         steps: int,
-        say: Callable[[str], None],
+        on_message: Callable[[str], None],
         on_progress: Callable[[dict[str, Any]], None] | None,
         after_update: Callable[[bool], None],
     ) -> None:
         self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
         self.settings, self.weights, self.steps = settings, weights, steps
-        self.say, self.on_progress, self.after_update = say, on_progress, after_update
+        self.on_message, self.on_progress, self.after_update = on_message, on_progress, after_update
         self.step = 0
         self.history = History()
         self.window = Window()
@@ -139,7 +139,7 @@ class Loop:
             )
         fewer = self.micro // 2
         if fewer:
-            self.say(
+            self.on_message(
                 f"out of memory with {self.micro} images at once: going on with {fewer}, "
                 f"and the same {self.feed.batch_size} an update"
             )
@@ -287,7 +287,7 @@ class Loop:
         risen = self.first_updates.add(self.step, loss)
         if risen is not None:
             lower = self._rate() / 3
-            self.say(
+            self.on_message(
                 f"the loss rose from {risen[0]:.2g} to {risen[1]:.2g} in the first {self.step} updates: the learning "
                 f"rate is too high for this network; try lr={lower:.1g} (--lr {lower:.1g}), or a longer warm-up"
             )

@@ -29,7 +29,7 @@ from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.finetune import finetune
 from normsurgeon.finetuning.history import History
 from normsurgeon.inference.evaluate import Evaluation, evaluate
-from normsurgeon.models.state_dict import fit, read_file, write_safetensors
+from normsurgeon.models.state_dict import load_state_dict_into, read_file, write_safetensors
 from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
@@ -114,7 +114,7 @@ def _trained(
         teacher=None,
         settings=settings,
         device=device,
-        say=lambda text: None,
+        on_message=lambda text: None,
         on_progress=on_progress,
     )
     if tuned.stopped:  # with the last update: the cell could be finished, and whoever asked would wait in vain
@@ -262,7 +262,7 @@ def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
     if PRETRAINED in rest:  # the layers are those of any such original; the weights come from the file
         original = build_network(replace(cell, start="scratch", norm="bn"), classes, int(rest[PRETRAINED]))
     model = build_network(cell, classes, channels, original)
-    fit(model, state, str(path), lambda message: None)
+    load_state_dict_into(model, state, str(path), lambda message: None)
     return model.eval()
 
 
