@@ -1,6 +1,6 @@
 """Several processes that do one job together, as ``torchrun`` and ``accelerate launch`` start them.
 
-Every process calls the same functions with the same arguments, takes its ``Share`` of the images, and ``gather``s what
+Every process calls the same functions with the same arguments, takes its ``Shard`` of the images, and ``gather``s what
 the others found: plain sums, over gloo. A process that was started alone does none of this.
 """
 
@@ -27,10 +27,10 @@ PATIENCE = timedelta(days=1)
 """How long a process waits for the others: they may be busy with what only the first one does."""
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Which part of the work is a process's own: number ``rank`` of ``world``.
 
-    >>> [number for number in range(7) if Share(1, 3).has(number)]
+    >>> [number for number in range(7) if Shard(1, 3).has(number)]
     [1, 4]
     """
 
@@ -42,33 +42,33 @@ class Share(NamedTuple):
         return number % self.world == self.rank
 
 
-ALONE = Share()
+ALONE = Shard()
 
 _alone: ContextVar[bool] = ContextVar("_alone", default=False)
 
 
-def own_share() -> Share:
+def own_shard() -> Shard:
     """This process's share: of the process group where there is one, else as its launcher said, else everything."""
     if _alone.get():
         return ALONE
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        return Share(distributed.get_rank(), distributed.get_world_size())
+        return Shard(distributed.get_rank(), distributed.get_world_size())
     return _launched()
 
 
-def _launched() -> Share:
+def _launched() -> Shard:
     """What a launcher wrote into the environment; its address is what makes it more than a leftover."""
     words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
     if not all(word.isdecimal() for word in words) or "MASTER_ADDR" not in os.environ:
         return ALONE
     rank, world = map(int, words)
-    return Share(rank, world) if world > 1 else ALONE
+    return Shard(rank, world) if world > 1 else ALONE
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that prints and writes."""
-    return own_share().rank == 0
+    return own_shard().rank == 0
 
 
 @contextmanager
@@ -78,8 +78,8 @@ def alone() -> Iterator[None]:
     For a training loop in which one process alone evaluates.
 
     >>> with alone():
-    ...     own_share()
-    Share(rank=0, world=1)
+    ...     own_shard()
+    Shard(rank=0, world=1)
     """
     token = _alone.set(True)
     try:
@@ -95,7 +95,7 @@ def own_device(device: str | torch.device | None) -> str | torch.device | None:
     ('cpu', None)
     """
     local = os.environ.get("LOCAL_RANK", "")
-    if str(device) == "cuda" and local.isdecimal() and own_share().world > 1:
+    if str(device) == "cuda" and local.isdecimal() and own_shard().world > 1:
         return f"cuda:{local}"
     return device
 
@@ -108,12 +108,12 @@ def gather(value: T) -> list[T]:
     >>> gather("alone")
     ['alone']
     """
-    return _exchange(value, None) if own_share().world > 1 else [value]
+    return _exchange(value, None) if own_shard().world > 1 else [value]
 
 
-def from_first(value: T | None) -> T:
+def from_main_process(value: T | None) -> T:
     """What the first process hands in; the others' value is not looked at."""
-    return gather(value if is_first() else None)[0]  # type: ignore[return-value]
+    return gather(value if is_main_process() else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def together() -> Iterator[None]:
 
     A process that fails hands its error in where the others are, or will be, waiting to ``gather``.
     """
-    if own_share().world == 1:
+    if own_shard().world == 1:
         yield
         return
     try:
@@ -150,12 +150,12 @@ def _exchange(value: Any, error: Exception | None) -> list[Any]:
     """Everybody's values; an error in their place is raised."""
     import torch.distributed as dist
 
-    share = own_share()
+    shard = own_shard()
     told = None
     if error is not None:
         known = type(error) if isinstance(error, NormSurgeonError) else None
         told = known, str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    found: list[Any] = [None] * share.world
+    found: list[Any] = [None] * shard.world
     try:
         dist.all_gather_object(found, (value, told), group=_group())
     except RuntimeError as lost:
@@ -166,7 +166,7 @@ def _exchange(value: Any, error: Exception | None) -> list[Any]:
     for rank, (_, failure) in enumerate(found):
         if failure is not None:
             known, text = failure
-            raise _share(known(text) if known else ProcessError(f"process {rank} of {share.world} failed: {text}"))
+            raise _share(known(text) if known else ProcessError(f"process {rank} of {shard.world} failed: {text}"))
     return [value for value, _ in found]
 
 

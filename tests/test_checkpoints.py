@@ -49,7 +49,7 @@ def same_function(one: nn.Module, other: nn.Module, images_NCHW: Tensor) -> bool
 @pytest.mark.parametrize("to", TARGET_NAMES)
 def test_a_conversion_comes_back_bit_for_bit(resnet, images_NCHW, tmp_path, to: str, ending: str) -> None:
     result = ns.convert(resnet, to=to, keep=["bn1"])
-    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", say=no_say), say=no_say)
+    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", on_message=no_say), on_message=no_say)
     assert type(loaded) is type(resnet)
     assert not loaded.training
     assert str(loaded) == str(result.model)
@@ -69,7 +69,7 @@ def test_the_plan_and_the_history_come_back(resnet, tmp_path, ending: str) -> No
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_softened_conversion_comes_back_with_its_eps(resnet, images_NCHW, tmp_path, ending: str) -> None:
     result = ns.convert(resnet, to="gn", eps=0.5)
-    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", say=no_say))
+    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", on_message=no_say))
     assert same_function(loaded, result.model, images_NCHW)
 
 
@@ -95,7 +95,7 @@ def test_converting_a_loaded_conversion_again_replays_both_plans(resnet, images_
     halfway = ns.load(ns.save(first, tmp_path / "first.safetensors"))
     second = ns.convert(halfway, to="ln")
     assert second.counts == {"converted": 7, "kept": 0, "refused": 0}
-    loaded = ns.load(ns.save(second, tmp_path / "second.safetensors", say=no_say))
+    loaded = ns.load(ns.save(second, tmp_path / "second.safetensors", on_message=no_say))
     assert origin_of(loaded).plans == (first.plan, second.plan)
     assert same_function(loaded, second.model, images_NCHW)
 
@@ -110,7 +110,7 @@ def test_a_graph_module_comes_back_into_the_original(resnet, images_NCHW, tmp_pa
 
 def test_a_timm_model_made_elsewhere_comes_back_with_its_classes_and_channels(tmp_path) -> None:
     result = ns.convert(timm.create_model("test_efficientnet", num_classes=3, in_chans=1).eval(), to="rms")
-    loaded = ns.load(ns.save(result, tmp_path / "net.pt", say=no_say))
+    loaded = ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say))
     assert same_function(loaded, result.model, torch.randn(2, 1, 64, 64))
 
 
@@ -118,14 +118,14 @@ def test_a_head_that_was_exchanged_comes_back(images_NCHW, tmp_path) -> None:
     model = ns.load("test_resnet", pretrained=False)
     model.reset_classifier(3)
     result = ns.convert(model, to="ln")
-    assert same_function(ns.load(ns.save(result, tmp_path / "net.pt", say=no_say)), result.model, images_NCHW)
+    assert same_function(ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say)), result.model, images_NCHW)
 
 
 def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without_them(images_NCHW, tmp_path) -> None:
     """The same tensors would fit, and the function would be another."""
     dilated = timm.create_model("test_resnet", output_stride=8).eval()
     result = ns.convert(dilated, to="gn")
-    path = ns.save(result, tmp_path / "net.pt", say=lambda message: None)
+    path = ns.save(result, tmp_path / "net.pt", on_message=lambda message: None)
     with pytest.raises(CheckpointError, match="its architecture is not in the file"):
         ns.load(path)
     assert same_function(ns.load(path, model=dilated), result.model, images_NCHW)
@@ -134,7 +134,7 @@ def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without
 def test_saving_the_model_instead_of_the_conversion_is_said(resnet, images_NCHW, tmp_path) -> None:
     said, path = [], tmp_path / "net.pt"
     converted = ns.convert(resnet, to="gn").model
-    ns.save(converted, path, say=said.append)
+    ns.save(converted, path, on_message=said.append)
     assert said == [
         f"{path}: the model's layers are not those of test_resnet (changed by hand, or the .model of a "
         "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
@@ -145,7 +145,7 @@ def test_saving_the_model_instead_of_the_conversion_is_said(resnet, images_NCHW,
 def test_constructor_arguments_that_are_code_do_not_go_into_the_file(images_NCHW, tmp_path) -> None:
     model = ns.load("test_resnet", pretrained=False, act_layer=nn.SiLU)
     said = []
-    path = ns.save(ns.convert(model, to="ln"), tmp_path / "net.pt", say=said.append)
+    path = ns.save(ns.convert(model, to="ln"), tmp_path / "net.pt", on_message=said.append)
     assert len(said) == 1
     assert same_function(ns.load(path, model=model), ns.convert(model, to="ln").model, images_NCHW)
 
@@ -238,6 +238,6 @@ def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: 
         f"{path} was made from trap_nets:build, which is code, and a file does not decide what code runs; "
         f"try: trap_nets:build --weights {path} (in Python: load('trap_nets:build', weights=path))"
     )
-    loaded = ns.load("trap_nets:build", weights=path, say=no_say)
+    loaded = ns.load("trap_nets:build", weights=path, on_message=no_say)
     assert same_function(loaded, result.model, torch.randn(2, 3, 16, 16))
     assert origin_of(loaded).plans == (result.plan,)

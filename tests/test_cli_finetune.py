@@ -72,7 +72,7 @@ def test_without_a_folder_it_says_that_nothing_was_written(run):
     ("arguments", "text"),
     [
         (("--opt", "adamx"), "timm has no optimizer 'adamx'; did you mean adamax?"),
-        (("--lr", "-1"), "lr=-1.0 must be a number, above 0"),
+        (("--lr", "-1"), "lr=-1.0 must be a number above 0"),
         (("--groups", "8"), "--groups belongs to --to, which is not there"),
         (("--to", "gnn"), "gnn"),
         (("--train", "nothing*"), "the pattern 'nothing*' matches no parameter"),

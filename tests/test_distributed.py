@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import normsurgeon as ns
 from normsurgeon.data.sources import ImageSource
-from normsurgeon.distributed import Share, alone, gather, own_device, own_share, together
+from normsurgeon.distributed import Shard, alone, gather, own_device, own_shard, together
 from normsurgeon.errors import DataError, ProcessError
 from normsurgeon.inference import fused
 from tests.conftest import ConvNet, randomise_
@@ -159,7 +159,7 @@ def failures() -> dict[str, str]:
     before = {key: value.clone() for key, value in converted.model.state_dict().items()}
 
     def stumble(step: str, done: int, total: int | None) -> None:
-        if step == "matching" and done == 20 and own_share().rank == own_share().world - 1:
+        if step == "matching" and done == 20 and own_shard().rank == own_shard().world - 1:
             raise RuntimeError("out of memory\nhere")
 
     found = {}
@@ -192,7 +192,7 @@ JOBS: dict[str, Callable[[], Any]] = {
 
 def run_jobs(folder: Path) -> None:
     found = {name: job() for name, job in JOBS.items()}
-    torch.save(found, folder / f"{own_share().rank}.pt")
+    torch.save(found, folder / f"{own_shard().rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -307,10 +307,10 @@ def test_an_error_in_one_process_is_raised_in_all_of_them(both):
 def test_without_a_launcher_there_is_one_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert own_share() == Share(0, 1)
+    assert own_shard() == Shard(0, 1)
     assert own_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "2")  # left over from something else: nobody to talk to
-    assert own_share() == Share(0, 1)
+    assert own_shard() == Shard(0, 1)
     with together():
         assert gather("mine") == ["mine"]
 
@@ -318,7 +318,7 @@ def test_without_a_launcher_there_is_one_process(monkeypatch):
 def test_a_launcher_says_which_share_and_which_gpu_are_a_processs_own(monkeypatch):
     for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost")):
         monkeypatch.setenv(name, value)
-    assert own_share() == Share(5, 8)
+    assert own_shard() == Shard(5, 8)
     assert (own_device("cuda"), own_device("cuda:0"), own_device("cpu"), own_device(None)) == (
         "cuda:1",
         "cuda:0",
@@ -326,7 +326,7 @@ def test_a_launcher_says_which_share_and_which_gpu_are_a_processs_own(monkeypatc
         None,
     )
     with alone():
-        assert own_share() == Share(0, 1)
+        assert own_shard() == Shard(0, 1)
         assert own_device("cuda") == "cuda"
         assert gather("mine") == ["mine"]
 

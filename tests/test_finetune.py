@@ -64,7 +64,7 @@ def test_a_conversion_is_recovered_without_labels_and_the_callers_things_stay_as
     event = tuned.conversion.history[-1]
     assert (event["event"], event["steps"], event["settings"]["lr"]) == ("finetune", 30, 3e-3)
     assert json.loads(json.dumps(event)) == event
-    path = ns.save(tuned.result, tmp_path / "gn.safetensors", say=lambda text: None)
+    path = ns.save(tuned.result, tmp_path / "gn.safetensors", on_message=lambda text: None)
     loaded = ns.load(path, model=convnet)
     assert torch.equal(loaded(images()), tuned.model.eval()(images()))
 
@@ -110,7 +110,7 @@ class Small(nn.Module):
 def test_when_memory_runs_out_the_micro_batch_is_halved_and_the_effective_batch_kept(convnet):
     net = converted(convnet.double(), "gn").model
     batches, said = [(images(dtype=torch.float64), labels())], []
-    held = ns.finetune(Small(net, 5), batches, steps=3, opt="sgd", say=said.append, **STEADY)
+    held = ns.finetune(Small(net, 5), batches, steps=3, opt="sgd", on_message=said.append, **STEADY)
     whole = ns.finetune(Small(net, 99), batches, steps=3, opt="sgd", **STEADY)
     assert said == [
         "out of memory with 16 images at once: going on with 8, and the same 16 an update",
@@ -118,7 +118,7 @@ def test_when_memory_runs_out_the_micro_batch_is_halved_and_the_effective_batch_
     ]
     assert differ_at_most(weights_of(held.model), weights_of(whole.model)) < 1e-12
     with pytest.raises(TrainingError, match=r"^out of memory with one image at once on cpu; try a smaller "):
-        ns.finetune(Small(net, 0), batches, steps=3, say=said.append, device="cpu", ce=1)
+        ns.finetune(Small(net, 0), batches, steps=3, on_message=said.append, device="cpu", ce=1)
 
 
 def test_when_memory_runs_out_in_a_validation_smaller_micro_batches_are_not_tried(convnet):
@@ -373,7 +373,7 @@ def test_first_updates_that_raise_the_loss_many_times_over_name_a_rate_to_try(co
         net.head.weight.mul_(20)
         x = images()
         data = [(x, net.eval()(x).argmax(1))]  # its own answers: the loss is small at first
-    ns.finetune(net, data, steps=25, lr=0.1, opt="momentum", clip_grad=None, say=said.append, **STEADY)
+    ns.finetune(net, data, steps=25, lr=0.1, opt="momentum", clip_grad=None, on_message=said.append, **STEADY)
     warnings = [line for line in said if "the loss rose" in line]
     assert len(warnings) == 1
     assert re.fullmatch(

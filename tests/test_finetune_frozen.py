@@ -130,7 +130,7 @@ class FitsFour(nn.Module):
 def test_a_network_in_eval_mode_in_a_wrapper_in_training_mode_is_told_of(convnet):
     def told(network, **settings):
         said = []
-        ns.finetune(network, batches(4), say=said.append, **STEPS, **settings)
+        ns.finetune(network, batches(4), on_message=said.append, **STEPS, **settings)
         return said
 
     assert told(FitsFour(convnet)) == [
@@ -144,7 +144,7 @@ def test_a_network_in_eval_mode_in_a_wrapper_in_training_mode_is_told_of(convnet
 def test_what_is_frozen_stays_so_when_memory_runs_out(convnet):
     convnet.bn1.requires_grad_(False)
     network = FitsFour(convnet).eval()
-    after = ns.finetune(network, batches(), say=lambda text: None, **STEPS).model
+    after = ns.finetune(network, batches(), on_message=lambda text: None, **STEPS).model
     assert moved(network, after) == {"net.bn2", "net.bn3"}
 
 

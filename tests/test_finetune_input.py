@@ -162,9 +162,7 @@ def test_globs_that_match_nothing_or_too_little(net):
 def test_unknown_names(net, tmp_path):
     with pytest.raises(UsageError, match=r"^timm has no optimizer 'adamx'; did you mean adamax\?$"):
         tune(net, batch(), opt="adamx")
-    with pytest.raises(
-        UsageError, match=r"^sched='cosinus' is unknown; it is one of cosine, tanh, poly, step, constant$"
-    ):
+    with pytest.raises(UsageError, match=r"^sched='cosinus' is unknown; did you mean cosine\?$"):
         tune(net, batch(), sched="cosinus")
     with pytest.raises(UsageError, match=r"^there is no tracker 'abacus' here; installed are: "):
         tune(net, batch(), trackers=("abacus",), output=tmp_path)

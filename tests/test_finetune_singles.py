@@ -60,10 +60,13 @@ def test_a_batch_of_one_at_a_batch_norm_names_it_and_offers_a_batch_that_trains(
     net, said = Pooled(most=most), []
     match = rf"^neck\.0 \(BatchNorm1d\) gets one value a channel from one image of {given}{WHY}; try {larger}, "
     with pytest.raises(TrainingError, match=rf"{match}{FREEZE}, or {CONVERT}$"):
-        ns.finetune(net, batches(images), say=said.append, **STEPS, **settings)
+        ns.finetune(net, batches(images), on_message=said.append, **STEPS, **settings)
     if "batch_size" in larger:
         offered = int(larger.partition("=")[2].split()[0])
-        assert ns.finetune(net, batches(16), say=said.append, **STEPS, **{**settings, "batch_size": offered}).steps == 3
+        assert (
+            ns.finetune(net, batches(16), on_message=said.append, **STEPS, **{**settings, "batch_size": offered}).steps
+            == 3
+        )
 
 
 def test_where_memory_holds_one_image_no_batch_size_is_offered():
@@ -72,7 +75,7 @@ def test_where_memory_holds_one_image_no_batch_size_is_offered():
         TrainingError,
         match=rf"^neck\.0 \(BatchNorm1d\) gets one value a channel from {given}{WHY}; try {FREEZE} or {CONVERT}$",
     ):
-        ns.finetune(Pooled(most=1), batches(2), say=lambda text: None, **STEPS)
+        ns.finetune(Pooled(most=1), batches(2), on_message=lambda text: None, **STEPS)
 
 
 def test_what_is_offered_helps():
@@ -83,7 +86,7 @@ def test_what_is_offered_helps():
     with pytest.raises(TrainingError, match=r"freezing it \(its eval\(\), in a network in training mode\), or conver"):
         ns.finetune(bare, batches(1), **STEPS)
     bare.neck[0].eval()
-    assert ns.finetune(bare, batches(1), say=lambda text: None, **STEPS).steps == 3
+    assert ns.finetune(bare, batches(1), on_message=lambda text: None, **STEPS).steps == 3
     converted = ns.convert(Pooled().eval(), to="gn", groups=1, example_inputs=torch.zeros(2, 3, 8, 8))
     assert ns.finetune(converted, batches(1), **STEPS).steps == 3
 

@@ -14,8 +14,8 @@ from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, TrainingError, UsageError
 from normsurgeon.recovery.block_fitting import fit_block
+from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon.recovery.fitting import Fitting
-from normsurgeon.recovery.recipe import Recipe
 from tests.conftest import ConvNet
 from tests.test_calibrate import images
 
@@ -101,7 +101,7 @@ def test_a_fitted_block_is_nearer_to_the_originals_for_what_the_converted_prefix
         return float(((found.detach() - wanted).square().sum(1) / wanted.square().sum(1)).mean())
 
     before = error()
-    steps = fit_block(model, original, "1", fit, (held, held), Recipe(local_steps=200, local_lr=1e-2))
+    steps = fit_block(model, original, "1", fit, (held, held), ReconstructionConfig(local_steps=200, local_lr=1e-2))
     assert steps > 0
     assert error() < 0.3 * before
     assert same(others[0], snapshot(model[0]))
@@ -115,7 +115,7 @@ def test_a_block_that_fitting_makes_worse_keeps_its_weights() -> None:
     model = copy.deepcopy(original)
     before = snapshot(model)
     x = torch.randn(32, 4)
-    fit_block(model, original, "1", x, (x, x), Recipe(local_steps=5, local_lr=10.0, check_every=1))
+    fit_block(model, original, "1", x, (x, x), ReconstructionConfig(local_steps=5, local_lr=10.0, check_every=1))
     assert same(before, snapshot(model))
 
 
@@ -130,7 +130,7 @@ def test_a_block_of_two_arguments_is_left_alone() -> None:
 
     net = Two()
     before = snapshot(net)
-    assert fit_block(net, Two(), "block", torch.randn(8, 4), (torch.randn(4, 4),) * 2, Recipe()) == 0
+    assert fit_block(net, Two(), "block", torch.randn(8, 4), (torch.randn(4, 4),) * 2, ReconstructionConfig()) == 0
     assert same(before, snapshot(net))
 
 
@@ -171,11 +171,11 @@ def test_the_event_is_of_plain_types(convnet: ConvNet) -> None:
 
 def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
-    with pytest.raises(UsageError, match="reconstruction has no setting 'epochs'; there are local_steps, "):
+    with pytest.raises(UsageError, match="reconstruction has no setting 'epochs'; did you mean steps"):
         ns.reconstruct(result, [images(8)], epochs=3)
-    with pytest.raises(UsageError, match="lr=-1 must be above 0"):
+    with pytest.raises(UsageError, match="lr=-1 must be a number above 0"):
         ns.reconstruct(result, [images(8)], lr=-1)
-    with pytest.raises(UsageError, match="held_out=1 must be a share, between 0 and 1"):
+    with pytest.raises(UsageError, match="held_out=1 must be a share between 0 and 1"):
         ns.reconstruct(result, [images(8)], held_out=1)
     with pytest.raises(DataError, match="2 images are too few to fit on and to judge by; try at least 32"):
         ns.reconstruct(result, [images(2)])

@@ -16,7 +16,7 @@ import torch
 from tiny_study import GRID, TINY, without_time
 
 from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.evaluate import evaluate
 from normsurgeon.study import experiment, preparing
 from normsurgeon.study.checking import check
@@ -275,7 +275,7 @@ def test_a_kept_network_gives_the_stored_accuracy_again(tmp_path):
     (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
     model = load_kept(tmp_path / "networks" / f"{outcome.cell.key}.safetensors", classes=10, channels=1)
     data = open_data("digits", 128, 100)
-    images = prepare(data, config_of(model, 8), "standard", Settings(augment=False))
+    images = prepare(data, config_of(model, 8), "standard", FinetuneConfig(augment=False))
     assert evaluate(model, images.test).top1 == outcome.accuracy
 
 

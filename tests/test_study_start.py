@@ -12,7 +12,7 @@ from tiny_study import GRID, TINY, without_time
 
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.evaluate import evaluate
 from normsurgeon.study import experiment
 from normsurgeon.study.checking import check
@@ -79,7 +79,9 @@ def test_bn_begins_from_the_trained_network_itself_and_another_norm_from_its_con
         assert torch.equal(bn(images), wanted)
         torch.testing.assert_close(affine(images), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gn(images), ns.convert(original, to="gn").model(images))
-        test = prepare(open_data("digits", 128, 100), config_of(original, 8), "standard", Settings(augment=False)).test
+        test = prepare(
+            open_data("digits", 128, 100), config_of(original, 8), "standard", FinetuneConfig(augment=False)
+        ).test
         known = {o.start_accuracy for o in outcomes if o.cell.norm == "bn" and o.cell.seed == cell.seed}
         assert known - {None} == {evaluate(original, test).top1}
 
@@ -183,7 +185,9 @@ def test_a_network_of_another_data_set_gets_a_new_head_and_a_kept_one_can_be_loa
     for outcome in outcomes:
         path = tmp_path / "out" / "networks" / f"{outcome.cell.key}.safetensors"
         model = load_kept(path, classes=10, channels=1)
-        test = prepare(open_data("digits", 128, 100), config_of(model, 8), "standard", Settings(augment=False)).test
+        test = prepare(
+            open_data("digits", 128, 100), config_of(model, 8), "standard", FinetuneConfig(augment=False)
+        ).test
         assert evaluate(model, test).top1 == outcome.accuracy
     (tmp_path / "animals" / "cat" / "0.png").unlink()
     with pytest.raises(UsageError, match=r"animals \(pretraining\) held something else; try another --output$"):

@@ -12,11 +12,13 @@ from timm.layers import DropPath
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon.data.augmentation import Augmentation
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import Shard
 from normsurgeon.errors import CheckpointError, PatternError, UsageError
-from normsurgeon.finetuning.config import Settings, differences
-from normsurgeon.finetuning.feeding import make_feed
+from normsurgeon.finetuning.config import FinetuneConfig, differences
 from normsurgeon.finetuning.history import Window
 from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 
@@ -24,36 +26,38 @@ from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, 
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"epochs": 0}, r"^epochs=0 must be a whole number, at least 1$"),
-        ({"steps": 1.5}, r"^steps=1\.5 must be a whole number, at least 1$"),
-        ({"batch_size": True}, r"^batch_size=True must be a whole number, at least 1$"),
-        ({"lr": 0}, r"^lr=0 must be a number, above 0$"),
-        ({"lr": float("nan")}, r"^lr=nan must be a number, above 0$"),
-        ({"smoothing": 1.5}, r"^smoothing=1\.5 must be a number, 0 to 1$"),
-        ({"kl": -1}, r"^kl=-1 must be a number, at least 0$"),
-        ({"distance": float("inf")}, r"^distance=inf must be a number, finite$"),
-        ({"sched": "cosin"}, r"^sched='cosin' is unknown; it is one of cosine, tanh, poly, step, constant$"),
-        ({"keep": "first"}, r"^keep='first' is unknown; it is one of best, last$"),
-        ({"precision": "half"}, r"^precision='half' is unknown; it is one of no, bf16, fp16$"),
+        ({"epochs": 0}, r"^epochs=0 must be a whole number of at least 1$"),
+        ({"steps": 1.5}, r"^steps=1\.5 must be a whole number of at least 1$"),
+        ({"batch_size": True}, r"^batch_size=True must be a whole number of at least 1$"),
+        ({"lr": 0}, r"^lr=0 must be a number above 0$"),
+        ({"lr": float("nan")}, r"^lr=nan must be a number above 0$"),
+        ({"smoothing": 1.5}, r"^smoothing=1\.5 must be a number from 0 to 1$"),
+        ({"kl": -1}, r"^kl=-1 must be a number of at least 0$"),
+        ({"distance": float("inf")}, r"^distance=inf must be a finite number$"),
+        ({"sched": "cosin"}, r"^sched='cosin' is unknown; did you mean cosine\?$"),
+        ({"keep": "first"}, r"^keep='first' is unknown; choose one of: best, last$"),
+        ({"precision": "half"}, r"^precision='half' is unknown; choose one of: no, bf16, fp16$"),
         ({"scale": (0.9, 0.1)}, r"^scale=\(0\.9, 0\.1\) must be two shares of an image, the smaller first$"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(values, text):
     with pytest.raises(UsageError, match=text):
-        Settings(**values)
+        FinetuneConfig(**values)
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_one():
-    with pytest.raises(UsageError, match=r"^fine-tuning has no setting 'learning_rate'; there are epochs, steps, "):
-        Settings().changed({"learning_rate": 1})
+    with pytest.raises(
+        UsageError, match=r"^fine-tuning has no setting 'learning_rate'; choose one of: epochs, steps, "
+    ):
+        FinetuneConfig(learning_rate=1)
     with pytest.raises(UsageError, match=r"^fine-tuning has no setting 'wight_decay'; did you mean weight_decay\?$"):
-        Settings().changed({"wight_decay": 1})
+        FinetuneConfig().replace(wight_decay=1)
 
 
 def test_settings_survive_json_and_differences_are_named():
-    before = json.loads(json.dumps(Settings().to_dict()))
-    assert differences(before, Settings().to_dict()) == []
-    now = Settings(lr=1.0, sched="poly", checkpoint_minutes=0).to_dict()
+    before = json.loads(json.dumps(FinetuneConfig().to_dict()))
+    assert differences(before, FinetuneConfig().to_dict()) == []
+    now = FinetuneConfig(lr=1.0, sched="poly", checkpoint_minutes=0).to_dict()
     assert differences(before, now) == ["lr (5e-05 → 1.0)", "sched (cosine → poly)"]
 
 
@@ -77,14 +81,14 @@ def test_what_trains():
 
 def test_norms_and_biases_are_not_decayed():
     net = ns.convert(timm.create_model("test_resnet"), to="gn", balance=False).model
-    optimizer = make_optimizer(net, Settings(weight_decay=0.1))
+    optimizer = make_optimizer(net, FinetuneConfig(weight_decay=0.1))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {id(p) for p in net.parameters() if p.ndim > 1}
 
 
 def test_layer_decay_slows_the_first_layers():
     net = timm.create_model("test_resnet")
-    settings = Settings(layer_decay=0.5, sched="constant", warmup_epochs=0, lr=0.1)
+    settings = FinetuneConfig(layer_decay=0.5, sched="constant", warmup_epochs=0, lr=0.1)
     optimizer = make_optimizer(net, settings)
     make_scheduler(optimizer, settings, 10, 5).step_update(0)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -93,8 +97,8 @@ def test_layer_decay_slows_the_first_layers():
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine():
-    optimizer = make_optimizer(nn.Linear(2, 2), Settings(lr=1.0))
-    scheduler = make_scheduler(optimizer, Settings(lr=1.0, warmup_epochs=0.5), 20, 8)
+    optimizer = make_optimizer(nn.Linear(2, 2), FinetuneConfig(lr=1.0))
+    scheduler = make_scheduler(optimizer, FinetuneConfig(lr=1.0, warmup_epochs=0.5), 20, 8)
     rates = []
     for step in range(20):
         scheduler.step_update(step)
@@ -106,7 +110,7 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine():
 
 def test_unknown_optimizers_are_one_line():
     with pytest.raises(UsageError, match=r"^timm has no optimizer 'adamv'; did you mean adam"):
-        make_optimizer(nn.Linear(2, 2), Settings(opt="adamv"))
+        make_optimizer(nn.Linear(2, 2), FinetuneConfig(opt="adamv"))
 
 
 def test_drop_and_drop_path_are_set_or_refused():
@@ -121,9 +125,9 @@ def test_drop_and_drop_path_are_set_or_refused():
         set_drops_(nn.Linear(2, 2), 0.5, None)
 
 
-def feed(rank=0, world=1, images=50, **settings):
+def feed(rank=0, world=1, images=50, seed=0):
     batches = [(torch.arange(images).view(-1, 1, 1, 1).float(), torch.zeros(images, dtype=torch.int64))]
-    return make_feed(batches, None, Settings(batch_size=16, **settings), rank, world, 0)
+    return make_feed(batches, None, Augmentation(), 16, seed, Shard(rank, world))
 
 
 def drawn(feed, first, last):
@@ -155,7 +159,7 @@ def test_a_batch_that_the_processes_cannot_share_is_an_error():
 def test_augmentation_depends_on_the_image_and_the_epoch_alone():
     source = open_source("digits")
     config = DataConfig((1, 16, 16), (0.5,), (0.5,))
-    feeds = [make_feed(source, config, Settings(reprob=0.5), 0, 1, workers) for workers in (0, 1)]
+    feeds = [make_feed(source, config, Augmentation(reprob=0.5), 64, 0, workers=workers) for workers in (0, 1)]
     torch.manual_seed(1)
     first = next(feeds[0].batches(3, 4))[0]
     torch.manual_seed(2)

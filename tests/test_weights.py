@@ -10,7 +10,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError
-from normsurgeon.models.state_dict import fit
+from normsurgeon.models.state_dict import load_state_dict_into
 
 
 def no_say(message: str) -> None:
@@ -39,7 +39,7 @@ def test_a_state_dict_loads_however_it_is_wrapped(resnet, tmp_path, ending: str,
         save_file(state, path)
     else:
         torch.save(state if wrap == "plain" or wrap.endswith(".") else {wrap: state, "epoch": 3}, path)
-    assert same_weights(ns.load("test_resnet", weights=path, say=no_say), resnet)
+    assert same_weights(ns.load("test_resnet", weights=path, on_message=no_say), resnet)
 
 
 def test_averaged_weights_are_preferred_to_the_raw_ones(resnet, tmp_path) -> None:
@@ -51,7 +51,7 @@ def test_averaged_weights_are_preferred_to_the_raw_ones(resnet, tmp_path) -> Non
 def test_a_file_older_than_the_batch_counters_loads_without_a_word(resnet, tmp_path) -> None:
     state = {k: v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "w.pt")
-    assert same_weights(ns.load("test_resnet", weights=tmp_path / "w.pt", say=no_say), resnet)
+    assert same_weights(ns.load("test_resnet", weights=tmp_path / "w.pt", on_message=no_say), resnet)
 
 
 def renamed(key: str) -> str:
@@ -62,7 +62,7 @@ def test_tensors_that_differ_only_in_name_are_matched_in_order_and_it_is_said(re
     state = {renamed(k): v for k, v in resnet.state_dict().items() if not k.endswith("num_batches_tracked")}
     path, said = tmp_path / "w.pt", []
     torch.save(state, path)
-    assert same_weights(ns.load("test_resnet", weights=path, say=said.append), resnet)
+    assert same_weights(ns.load("test_resnet", weights=path, on_message=said.append), resnet)
     assert said == [f"{path}: the names differ, so all {len(state)} tensors were matched in order (every shape agrees)"]
 
 
@@ -77,7 +77,7 @@ def test_tensors_in_another_role_are_not_matched_in_order() -> None:
     norm = nn.BatchNorm2d(4)
     state = {f"x.{key}": torch.ones(4) for key in ("bias", "weight", "running_mean", "running_var")}
     with pytest.raises(CheckpointError, match="does not fit Sequential: tensors 4 missing"):
-        fit(nn.Sequential(norm, nn.ReLU()), state, "w.pt", no_say)
+        load_state_dict_into(nn.Sequential(norm, nn.ReLU()), state, "w.pt", no_say)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from normsurgeon.distributed import is_first
+from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, phases, print_json, say
+from normsurgeon_cli.console import out, phases, print_json, print_message
 
 
 def analyze(
@@ -96,7 +96,7 @@ def analyze(
     import normsurgeon as ns
 
     if data is None:
-        say("no --data given: looking at the demo photographs, a handful of images")
+        print_message("no --data given: looking at the demo photographs, a handful of images")
     with phases() as advance:
         report = ns.analyze(
             network,
@@ -117,8 +117,8 @@ def analyze(
             baseline_name=baseline,
             command=shlex.join(["normsurgeon", *sys.argv[1:]]),
         )
-    for path, _ in files if is_first() else ():
-        say(f"wrote {report.save(path)}")
+    for path, _ in files if is_main_process() else ():
+        print_message(f"wrote {report.save(path)}")
     if json:
         print_json(report.to_dict())
         return
@@ -126,7 +126,7 @@ def analyze(
 
     print_report(report, out())
     if html is None:
-        say("next: --html report.html writes this as a page")
+        print_message("next: --html report.html writes this as a page")
 
 
 def _split(text: str) -> list[str]:

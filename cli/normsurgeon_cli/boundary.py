@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from normsurgeon.distributed import error_is_shared, is_first
+from normsurgeon.distributed import error_is_shared, is_main_process
 from normsurgeon.errors import NormSurgeonError
 from normsurgeon_cli.console import error_line
 
@@ -45,7 +45,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except NormSurgeonError as error:
             if _state["debug"]:
                 raise
-            if is_first() or not error_is_shared(error):
+            if is_main_process() or not error_is_shared(error):
                 error_line(str(error))
             raise typer.Exit(error.exit_code) from None
         except MemoryError:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from normsurgeon.distributed import is_first
+from normsurgeon.distributed import is_main_process
 from normsurgeon.reporting.text import plain_table
 
 _NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
@@ -34,12 +34,12 @@ class _Console(Console):
 
 def out() -> Console:
     """Standard output. Made anew each time, so that a redirected stream is honoured."""
-    return _Console(highlight=False, quiet=not is_first())
+    return _Console(highlight=False, quiet=not is_main_process())
 
 
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False, quiet=not is_first())
+    return Console(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 def program() -> str:
@@ -48,7 +48,7 @@ def program() -> str:
     return called if shutil.which("normsurgeon") is None and called.endswith("normsurgeon") else "normsurgeon"
 
 
-def say(message: str) -> None:
+def print_message(message: str) -> None:
     """A message for the person at the terminal; keeps out of standard output."""
     err().print(message, style="dim", markup=False, soft_wrap=True)
 
@@ -62,7 +62,7 @@ def error_line(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output and nothing else."""
-    if not is_first():
+    if not is_main_process():
         return
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
@@ -71,7 +71,7 @@ def print_json(document: Any) -> None:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off."""
     console = out()
-    if not is_first():
+    if not is_main_process():
         return
     if not console.is_terminal:
         if title:
@@ -106,7 +106,7 @@ def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None],
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal or not is_first(),
+        disable=not console.is_terminal or not is_main_process(),
     )
     with bar:
         task = bar.add_task(first, total=None)
@@ -117,7 +117,7 @@ def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None],
 def status(description: str) -> Iterator[None]:
     """A spinner on standard error, at a terminal only."""
     console = err()
-    if console.is_terminal and is_first():
+    if console.is_terminal and is_main_process():
         with console.status(description):
             yield
     else:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from normsurgeon.distributed import is_first
+from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, phases, print_json, print_table, program, say, status
+from normsurgeon_cli.console import out, phases, print_json, print_message, print_table, program, status
 
 PROBE_IMAGES = 64
 
@@ -144,7 +144,7 @@ def convert(
             example_inputs=example,
         )
     for note in plan.notes:
-        say(note)
+        print_message(note)
     written = None
     proofs: dict[str, Any] = {}
     events: list[dict[str, Any]] = []
@@ -162,15 +162,15 @@ def convert(
                 ns.calibrate(
                     result, calibrate, batch_size=batch_size, max_images=max_images, device=where, on_progress=advance
                 )
-        if reconstruct is not None and is_first():
+        if reconstruct is not None and is_main_process():
             with phases("reconstructing") as advance:
                 settings: dict[str, Any] = {"batch_size": batch_size, "max_images": max_images}
                 settings.update({} if steps is None else {"steps": steps})
                 ns.reconstruct(result, reconstruct, device=where, on_progress=advance, **settings)
         events = result.history
-        if output is not None and is_first():
+        if output is not None and is_main_process():
             with status(f"writing {output} …"):
-                written = ns.save(result, output, say=say)
+                written = ns.save(result, output, on_message=print_message)
     if json:
         document = plan.to_dict()
         document.update((name, proof.to_dict() if proof is not None else None) for name, proof in proofs.items())
@@ -185,11 +185,11 @@ def convert(
     if written is not None:
         out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         evaluate = f"{program()} evaluate {written} --data FOLDER --baseline {model}"
-        say(f"next: {program()} inspect {written}   or   {evaluate}")
+        print_message(f"next: {program()} inspect {written}   or   {evaluate}")
     elif dry_run:
-        say("dry run: nothing was written")
+        print_message("dry run: nothing was written")
     else:
-        say("nothing was written: -o FILE.safetensors writes the converted model")
+        print_message("nothing was written: -o FILE.safetensors writes the converted model")
 
 
 def _look_for(data: str) -> None:
@@ -197,7 +197,7 @@ def _look_for(data: str) -> None:
     from normsurgeon._util.imports import explained_imports
 
     with explained_imports():
-        from normsurgeon.finetuning.feeding import open_split
+        from normsurgeon.data.splitting import open_split
     open_split(data, None, training=True)
 
 

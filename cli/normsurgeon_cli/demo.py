@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, program, progress, say
+from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress
 
 
 def demo(
@@ -57,7 +57,7 @@ def demo(
         title="What they see",
     )
     out().print(f"wrote {output}", markup=False, soft_wrap=True)
-    say(
+    print_message(
         f"next: {program()} inspect {output}\n"
         f"      {program()} evaluate {output} --data FOLDER --baseline demo\n"
         f"      {program()} analyze {output} --baseline demo --html report.html"

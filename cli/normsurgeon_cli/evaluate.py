@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import print_json, print_table, progress, say
+from normsurgeon_cli.console import print_json, print_message, print_table, progress
 
 
 def evaluate(
@@ -56,7 +56,7 @@ def evaluate(
     rows = [(label, text) for label, text in _lines(document) if text is not None]
     print_table(("", model), rows)
     if document["skipped"]:
-        say(f"{document['skipped']} images could not be read and were skipped")
+        print_message(f"{document['skipped']} images could not be read and were skipped")
 
 
 def _lines(document: dict) -> list[tuple[str, str | None]]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from normsurgeon.distributed import is_first
+from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import err, out, print_json, print_table, program, say, status
+from normsurgeon_cli.console import err, out, print_json, print_message, print_table, program, status
 
 if TYPE_CHECKING:
     from normsurgeon.finetuning.finetune import Finetuned
@@ -136,7 +136,7 @@ def finetune(
     With --to, MODEL is converted first and the original is the teacher: labels are then welcome and not needed. Stopped
     by Ctrl-C, SIGTERM or a crash, the same command with --resume goes on. Also under torchrun and accelerate launch.
     """
-    chosen = {
+    chosen: dict[str, Any] = {
         "epochs": epochs, "steps": steps, "batch_size": batch_size, "grad_accum": grad_accum, "opt": opt, "lr": lr,
         "momentum": momentum, "weight_decay": weight_decay, "layer_decay": layer_decay, "sched": sched,
         "warmup_epochs": warmup_epochs, "min_lr": min_lr, "clip_grad": clip_grad, "train_what": train, "ema": ema,
@@ -150,13 +150,13 @@ def finetune(
     }  # fmt: skip
     if to is None and groups != "auto":
         raise UsageError("--groups belongs to --to, which is not there")
-    first = is_first()
+    first = is_main_process()
     with _quiet(not first):
-        from normsurgeon.finetuning.config import Settings
+        from normsurgeon.finetuning.config import FinetuneConfig
         from normsurgeon.finetuning.finetune import UNSET
         from normsurgeon.finetuning.finetune import finetune as run
 
-        settings = Settings().changed({name: value for name, value in chosen.items() if value is not None})
+        settings = FinetuneConfig(**{name: value for name, value in chosen.items() if value is not None})
         network: Any = options.load(model, weights, random_init)
         master: Any = options.load(teacher) if teacher is not None else UNSET
         if to is not None:
@@ -173,7 +173,7 @@ def finetune(
                 settings=settings,
                 device=device,
                 workers=workers,
-                say=say,
+                on_message=print_message,
                 on_progress=follow,
             )
     _show(tuned, model, json)
@@ -217,12 +217,12 @@ def _show(tuned: Finetuned, model: str, json: bool) -> None:
     line = f"{model}: {tuned.steps} updates, {tuned.images} images in {tuned.seconds:.0f} s ({rate:.0f} a second)"
     out().print(line, markup=False, soft_wrap=True)
     if tuned.skipped:
-        say(f"{len(tuned.skipped)} images could not be read, and others stood in for them")
+        print_message(f"{len(tuned.skipped)} images could not be read, and others stood in for them")
     if tuned.path is not None:
         out().print(f"wrote {tuned.path}", markup=False, soft_wrap=True)
-        say(f"next: {program()} evaluate {tuned.path} --data DATA   or   {program()} analyze {tuned.path}")
+        print_message(f"next: {program()} evaluate {tuned.path} --data DATA   or   {program()} analyze {tuned.path}")
     else:
-        say("nothing was written: -o DIR keeps the network, and lets a stopped run go on")
+        print_message("nothing was written: -o DIR keeps the network, and lets a stopped run go on")
 
 
 def _text(value: float | None, share: bool) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, say
+from normsurgeon_cli.console import out, print_json, print_message, print_table
 
 
 def inspect(
@@ -59,4 +59,4 @@ def inspect(
         print_table(header, rows)
     out().print(f"{model}: {inventory.summary()}", markup=False, soft_wrap=True)
     for note in inventory.notes:
-        say(note)
+        print_message(note)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from normsurgeon.distributed import from_first, own_device, own_share
+from normsurgeon.distributed import from_main_process, own_device, own_shard
 from normsurgeon.errors import UsageError
-from normsurgeon_cli.console import say, status
+from normsurgeon_cli.console import print_message, status
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,11 +72,11 @@ def load(model: str, weights: Path | None = None, random_init: bool = False) -> 
     with status(f"loading {model} …"):
         import normsurgeon as ns
 
-        if random_init and own_share().world > 1:
+        if random_init and own_shard().world > 1:
             import torch
 
-            torch.manual_seed(from_first(torch.seed()))  # the same network in every process
-        return ns.load(model, weights=weights, pretrained=not random_init, say=say)
+            torch.manual_seed(from_main_process(torch.seed()))  # the same network in every process
+        return ns.load(model, weights=weights, pretrained=not random_init, on_message=print_message)
 
 
 def example_inputs(shape: str | None) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_table, progress, say
+from normsurgeon_cli.console import out, print_json, print_message, print_table, progress
 
 if TYPE_CHECKING:
     from normsurgeon import Predictions
@@ -59,11 +59,11 @@ def predict(
     else:
         print_table(("image", "class", "name", "probability"), _rows(result))
     if classes is not None and result.named_by == "model":
-        say(f"--classes {classes} was not needed: the network's classes are known by name")
+        print_message(f"--classes {classes} was not needed: the network's classes are known by name")
     if result.skipped:
-        say(f"{len(result.skipped)} of {len(files)} images skipped:")
+        print_message(f"{len(result.skipped)} of {len(files)} images skipped:")
         for image in result.skipped:
-            say(f"  {image.file} {image.reason}")
+            print_message(f"  {image.file} {image.reason}")
 
 
 def _rows(result: Predictions) -> list[tuple[str, int, str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normsurgeon.errors import TrainingError, UsageError
-from normsurgeon_cli.console import err, out, print_json, print_table, progress, say, status
+from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
 
 if TYPE_CHECKING:
     from normsurgeon.study.experiment import Progress
@@ -87,7 +87,7 @@ def study(
                 on_progress=watch,
             )
     except KeyboardInterrupt:
-        say(f"stopped; what is done is in {folder}, and the same command goes on")
+        print_message(f"stopped; what is done is in {folder}, and the same command goes on")
         raise
     page = answer.save(html or folder / "report.html")
     answer.save(folder / "answer.json")
@@ -99,7 +99,7 @@ def study(
         print_answer(answer, out())
     if not answer.results.counts()["done"]:
         raise TrainingError(f"no cell of {grid.name} has a result; the reasons are above and in {page}")
-    say(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
+    print_message(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
 
 
 def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:

@@ -21,7 +21,7 @@ from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress
-from normsurgeon.distributed import ALONE, from_first, is_first, own_device, own_share, together
+from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
@@ -107,11 +107,11 @@ def analyze(
             stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
         look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
-        share = own_share() if look.shared else ALONE
-        views = open_views(data, models, batch_size, max_images, workers, False, share, whole=True)
+        shard = own_shard() if look.shared else ALONE
+        views = open_views(data, models, batch_size, max_images, workers, False, shard, whole=True)
         look.run(model, baseline, views, on_progress)
-        if not is_first():
-            return from_first(None)
+        if not is_main_process():
+            return from_main_process(None)
         sensitivity, points = _sensitivity(
             model, look.first_images, layers, chosen, methods, sweep, seed, parts, on_progress
         )
@@ -146,7 +146,7 @@ def analyze(
             sweep=points,
             history=history,
         )
-        return from_first(replace(report, findings=find(report)))
+        return from_main_process(replace(report, findings=find(report)))
 
 
 def _sensitivity(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from normsurgeon.calls import Call, as_call
 from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
 from normsurgeon.data.transforms import DataConfig
-from normsurgeon.distributed import ALONE, Share
+from normsurgeon.distributed import ALONE, Shard
 from normsurgeon.errors import DataError, UsageError
 
 
@@ -100,7 +100,7 @@ class Batches:
     batch_size  images a batch; fewer in the last one, and where images cannot be read
     max_images  take only so many, spread evenly over the source: its first ones are of its first classes
     workers     processes that decode; 0: this one
-    share       which of the batches to take: numbers ``rank``, ``rank + world``, … of those that one process makes
+    shard       which of the batches to take: numbers ``rank``, ``rank + world``, … of those that one process makes
 
     ``skipped`` holds the names of the images that the last iteration could not read. ``failure`` is the error of a
     last iteration that found none: one of several processes leaves it to whoever knows what the others found.
@@ -120,7 +120,7 @@ class Batches:
         batch_size: int = 32,
         max_images: int | None = None,
         workers: int = 0,
-        share: Share = ALONE,
+        shard: Shard = ALONE,
     ):
         for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
             if value < least:
@@ -131,7 +131,7 @@ class Batches:
         self.batch_size = batch_size
         self.max_images = max_images
         self.workers = workers
-        self.share = share
+        self.shard = shard
         self.skipped: list[str] = []
         self.failure: DataError | None = None
         self._transforms = [config.transform() for config in configs or (DataConfig(),)]
@@ -140,7 +140,7 @@ class Batches:
     def total(self) -> int | None:
         """How many images will be tried, by this process; None for a stream of unknown length."""
         count = self._count
-        return count if count is None or self.share.world == 1 else sum(map(self._own, range(count)))
+        return count if count is None or self.shard.world == 1 else sum(map(self._own, range(count)))
 
     @property
     def _count(self) -> int | None:
@@ -152,7 +152,7 @@ class Batches:
 
     def _own(self, number: int) -> bool:
         """Whether this process's share has an image."""
-        return self.share.has(number // self.batch_size)
+        return self.shard.has(number // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         for views, labels in self.views():
@@ -169,7 +169,7 @@ class Batches:
         self.failure = None
         tried, reason, read = 0, "there is none", 0
         for batch, samples in enumerate(self._loader()):
-            first = (batch * self.share.world + self.share.rank) * self.batch_size
+            first = (batch * self.shard.world + self.shard.rank) * self.batch_size
             good = [sample for sample in samples if not isinstance(sample, _Unreadable)]
             bad = [sample for sample in samples if isinstance(sample, _Unreadable)]
             tried, read = tried + len(samples), read + len(good)
@@ -181,9 +181,9 @@ class Batches:
                 unlabelled = any(label is None for label in labels)
                 yield first, (stacked, None if unlabelled else torch.tensor(labels, dtype=torch.int64))
         if not read:
-            tried = tried if self.share.world == 1 else self._count or tried
+            tried = tried if self.shard.world == 1 else self._count or tried
             self.failure = nothing_readable(self.source.name, tried, reason)
-            if self.share.world == 1:
+            if self.shard.world == 1:
                 raise self.failure
 
     def _loader(self) -> DataLoader[Any]:

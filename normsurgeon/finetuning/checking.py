@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from normsurgeon.data.sources import ImageSource, class_folders
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.run import name_of
 from normsurgeon.norms.families import family_of
 
@@ -31,7 +31,7 @@ class Weights:
     distance: float
 
 
-def settle_weights(settings: Settings, labelled: bool, teacher: bool, name: str) -> Weights:
+def settle_weights(settings: FinetuneConfig, labelled: bool, teacher: bool, name: str) -> Weights:
     """The objectives' weights for data with or without labels, with or without a teacher.
 
     :raises UsageError: an objective without what it takes, or none at all.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.history import History, Window
 from normsurgeon.finetuning.loop import Loop, Student
 from normsurgeon.finetuning.runstate import RunFolder
@@ -23,7 +23,7 @@ from normsurgeon.finetuning.sharding import restore_, whole_state, whole_weights
 from normsurgeon.finetuning.validator import Judge, better
 from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
-from normsurgeon.models.checkpoint import origin_of, remember
+from normsurgeon.models.checkpoint import attach_origin, origin_of
 from normsurgeon.models.state_dict import read_file
 from normsurgeon.surgery.convert import Conversion
 
@@ -47,12 +47,12 @@ class Keeper:
         folder: RunFolder | None,
         judge: Judge | None,
         stop: Stop,
-        settings: Settings,
+        settings: FinetuneConfig,
         asked: dict[str, Any],
-        say: Callable[[str], None],
+        on_message: Callable[[str], None],
     ) -> None:
         self.accelerator, self.student, self.plain, self.conversion = accelerator, student, plain, conversion
-        self.folder, self.judge, self.stop, self.settings, self.say = folder, judge, stop, settings, say
+        self.folder, self.judge, self.stop, self.settings, self.on_message = folder, judge, stop, settings, on_message
         self.asked = {"settings": settings.to_dict(), **asked}
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
@@ -85,7 +85,7 @@ class Keeper:
             self._restore(state)
             return
         if resume and self.folder is not None:
-            self.say(f"there is no run in {self.folder.path} to go on with yet: starting at the beginning")
+            self.on_message(f"there is no run in {self.folder.path} to go on with yet: starting at the beginning")
         if self.judge is not None:
             self.before = self.judge(self.plain)
             self._row(self.before)
@@ -191,7 +191,7 @@ class Keeper:
         """What is saved: the conversion, or the model, with the run in its history."""
         conversion = self.conversion_of(self.plain)
         if conversion is None:
-            remember(self.plain, replace(self.origin, history=(*self.origin.history, self.event())))
+            attach_origin(self.plain, replace(self.origin, history=(*self.origin.history, self.event())))
         return conversion or self.plain
 
     def _save(self, folder: RunFolder) -> None:
@@ -237,7 +237,9 @@ class Keeper:
         self.earlier = state["seconds"]
         self.written = loop.step
         self.best_weights = state.get("best_weights")
-        self.say(f"going on after update {loop.step} of {loop.steps} in {self.folder.path if self.folder else ''}")
+        self.on_message(
+            f"going on after update {loop.step} of {loop.steps} in {self.folder.path if self.folder else ''}"
+        )
 
     def _stopped(self) -> None:
         loop = self.loop

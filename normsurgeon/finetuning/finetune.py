@@ -15,14 +15,16 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.data.splitting import open_split
 from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import Shard
 from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.finetuning import checking
 from normsurgeon.finetuning.blending import blend_
 from normsurgeon.finetuning.checkpointing import Keeper, network_shape
-from normsurgeon.finetuning.config import Settings
-from normsurgeon.finetuning.feeding import make_feed, open_split
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.history import History
 from normsurgeon.finetuning.launching import launch, on_device
 from normsurgeon.finetuning.loop import Loop, Student
@@ -78,7 +80,7 @@ class Finetuned:
     seconds: float
     skipped: tuple[str, ...]
     path: Path | None
-    settings: Settings = field(repr=False)
+    settings: FinetuneConfig = field(repr=False)
     stopped: str | None = None
 
     @property
@@ -111,10 +113,10 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     num_classes: int | None = None,
-    settings: Settings | None = None,
+    settings: FinetuneConfig | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-    say: Callable[[str], None] = warnings.warn,
+    on_message: Callable[[str], None] = warnings.warn,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
     **changes: Any,
 ) -> Finetuned:
@@ -131,7 +133,7 @@ def finetune(
     output       the folder of the run: its state, ``best.safetensors``, ``last.safetensors``, ``history.json``
     resume       go on with the run in ``output``, if one was begun there: the result is that of an uninterrupted run
     num_classes  give the network a new head first; the original is then no teacher
-    settings     a ``Settings``; single ones can be given by name: ``finetune(…, epochs=3, lr=1e-3)``
+    settings     a ``FinetuneConfig``; single ones can be given by name: ``finetune(…, epochs=3, lr=1e-3)``
     device       where to train; default: Accelerate's choice (a GPU where there is one)
     workers      processes that read images
     say          is told, in one line, of what was assumed or changed on the way; default: a warning
@@ -154,7 +156,7 @@ def finetune(
     >>> tuned.steps, [row["step"] for row in tuned.history.steps]
     (2, [1, 2])
     """
-    asked = (settings or Settings()).changed(changes)
+    asked = (settings or FinetuneConfig()).replace(**changes)
     found_device = checking.find_device(device)
     folder = None if output is None else RunFolder(Path(output))
     if resume and folder is None:
@@ -170,7 +172,7 @@ def finetune(
         stack.enter_context(on_device(found_device))
         accelerator = launch(asked, found_device, None if folder is None else folder.path)
         main = accelerator.is_main_process
-        rank, world = accelerator.process_index, accelerator.num_processes
+        shard = Shard(accelerator.process_index, accelerator.num_processes)
         plain, _ = copy_model(given, None)
         if num_classes is not None:
             seed_everything(HEAD, asked.seed)
@@ -183,12 +185,14 @@ def finetune(
         if asked.ce != 0:
             checking.check_classes(train, classes)
         data = open_split(train, classes, training=True)
-        feed = make_feed(data, config, asked, rank, world, workers, accelerator.device.type == "cuda")
+        feed = make_feed(
+            data, config, asked, asked.batch_size, asked.seed, shard, workers, accelerator.device.type == "cuda"
+        )
         held_out = None if val is None else open_split(val, classes, training=False)
         weights = checking.settle_weights(asked, feed.labelled, teacher is not None, feed.name)
         if weights.ce:
             checking.check_labels(data, classes)
-        if (asked.mixup or asked.cutmix) and (feed.batch_size // world) % 2:
+        if (asked.mixup or asked.cutmix) and (feed.batch_size // shard.world) % 2:
             raise UsageError(f"mixup and cutmix mix pairs: batch_size={feed.batch_size} must be even in every process")
         steps = asked.steps or asked.epochs * feed.per_epoch
         blocks: tuple[str, ...] = ()
@@ -207,7 +211,7 @@ def finetune(
             classes,
             blocks,
         )
-        tell = say if main else (lambda text: None)
+        tell = on_message if main else (lambda text: None)
         asleep = all_asleep(student.core)
         if asleep:
             tell(
@@ -270,7 +274,7 @@ def finetune(
 
 def _student(
     plain: nn.Module,
-    settings: Settings,
+    settings: FinetuneConfig,
     weights: checking.Weights,
     conversion: Conversion | None,
     original: nn.Module | None,

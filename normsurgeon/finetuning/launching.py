@@ -13,10 +13,10 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType
 
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 
 
-def launch(settings: Settings, device: torch.device | None, output: Path | None) -> Accelerator:
+def launch(settings: FinetuneConfig, device: torch.device | None, output: Path | None) -> Accelerator:
     """An Accelerator for a run. Under ``accelerate launch`` or ``torchrun`` one of many processes'.
 
     :raises UsageError: a precision or a tracker that is not to be had here.

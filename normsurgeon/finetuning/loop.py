@@ -17,12 +17,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything
 from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
-from normsurgeon.finetuning.config import Settings
-from normsurgeon.finetuning.feeding import Feed
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.history import MOST, History, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.finetuning.watching import FirstUpdates, where_nonfinite
@@ -74,16 +74,16 @@ class Loop:
         student: Student,
         teacher: nn.Module | None,
         feed: Feed,
-        settings: Settings,
+        settings: FinetuneConfig,
         weights: Weights,
         steps: int,
-        say: Callable[[str], None],
+        on_message: Callable[[str], None],
         on_progress: Callable[[dict[str, Any]], None] | None,
         after_update: Callable[[bool], None],
     ) -> None:
         self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
         self.settings, self.weights, self.steps = settings, weights, steps
-        self.say, self.on_progress, self.after_update = say, on_progress, after_update
+        self.on_message, self.on_progress, self.after_update = on_message, on_progress, after_update
         self.step = 0
         self.history = History()
         self.window = Window()
@@ -91,7 +91,7 @@ class Loop:
         _, self.dtype = home_of(student.core)
         self.first_updates = FirstUpdates(feed.batch_size)
         self.skipped: set[str] = set()
-        share = feed.batch_size // feed.world
+        share = feed.batch_size // feed.shard.world
         self.micro = -(-share // settings.grad_accum)
         self.every = max(1, steps // MOST)
         self.mixup = None
@@ -139,7 +139,7 @@ class Loop:
             )
         fewer = self.micro // 2
         if fewer:
-            self.say(
+            self.on_message(
                 f"out of memory with {self.micro} images at once: going on with {fewer}, "
                 f"and the same {self.feed.batch_size} an update"
             )
@@ -287,7 +287,7 @@ class Loop:
         risen = self.first_updates.add(self.step, loss)
         if risen is not None:
             lower = self._rate() / 3
-            self.say(
+            self.on_message(
                 f"the loss rose from {risen[0]:.2g} to {risen[1]:.2g} in the first {self.step} updates: the learning "
                 f"rate is too high for this network; try lr={lower:.1g} (--lr {lower:.1g}), or a longer warm-up"
             )
@@ -308,12 +308,12 @@ class Loop:
         """What to say of a norm that was given one value a channel."""
         core, part, feed, given, larger = self.student.core, self._part, self.feed, "", None
         if part is not None and len(part) == 1:
-            share, parts = feed.batch_size // feed.world, self.settings.grad_accum
-            how = [f"{feed.world} processes"] if feed.world > 1 else []
+            share, parts = feed.batch_size // feed.shard.world, self.settings.grad_accum
+            how = [f"{feed.shard.world} processes"] if feed.shard.world > 1 else []
             how += [f"{self.micro} at once"] if self.micro < share else []
             given = f" from one image of a batch of {feed.batch_size}" + (f" ({', '.join(how)})" if how else "")
             most = self.micro if self.micro < -(-share // parts) else None
-            wanted = larger_batch(feed.batch_size, feed.world, parts, most)
+            wanted = larger_batch(feed.batch_size, feed.shard.world, parts, most)
             if wanted is not None:
                 larger = f"batch_size={wanted} (--batch-size {wanted})"
                 larger = larger if wanted <= feed.images else f"more images than {feed.images}"

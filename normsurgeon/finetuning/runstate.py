@@ -73,7 +73,7 @@ class RunFolder:
 
     def write_network(self, network: Conversion | nn.Module, path: Path) -> None:
         """Write a network as ``normsurgeon.save`` does, without its remarks."""
-        save(network, path, say=lambda text: None)
+        save(network, path, on_message=lambda text: None)
 
     def read_state(self) -> dict[str, Any] | None:
         """The state, or None where there is none yet.

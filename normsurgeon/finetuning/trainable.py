@@ -12,7 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.norms.batchnorm import is_batch_norm, own_tensor
 from normsurgeon.norms.families import family_of
 from normsurgeon.patterns import select
@@ -103,7 +103,7 @@ def own_parameters(norm: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in norm.parameters() if parameter not in others]
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Optimizer:
     """timm's optimizer by name, over groups in which norms and biases are not decayed.
 
     :raises UsageError: an unknown optimizer, or one that cannot be made.
@@ -129,7 +129,7 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
         ) from error
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, steps: int, per_epoch: int):
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: FinetuneConfig, steps: int, per_epoch: int):
     """timm's scheduler over ``steps`` updates; ``step_update(k)`` before update k sets its learning rate."""
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
     scheduler, _ = create_scheduler_v2(

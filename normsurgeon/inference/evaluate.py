@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normsurgeon.distributed import gather, own_device, own_share, together
+from normsurgeon.distributed import gather, own_device, own_shard, together
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, fetched_logits, name_of, placed
 from normsurgeon.inference.views import Data, open_views
@@ -99,7 +99,7 @@ def evaluate(
             stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
         stack.enter_context(torch.inference_mode())
-        views = open_views(data, models, batch_size, max_images, workers, share=own_share())
+        views = open_views(data, models, batch_size, max_images, workers, shard=own_shard())
         scores = _Scores()
         for images, labels in views:
             begin = time.perf_counter()

@@ -8,7 +8,7 @@ from torch import nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import name_of
-from normsurgeon.models.checkpoint import origin_of, remember
+from normsurgeon.models.checkpoint import attach_origin, origin_of
 
 
 def last_linear(model: nn.Module) -> str | None:
@@ -58,4 +58,4 @@ def reset_head_(model: nn.Module, classes: int) -> None:
     origin = origin_of(model)
     if origin.source is not None and origin.source.kind != "callable":
         kwargs = {**origin.source.kwargs, "num_classes": classes}
-        remember(model, replace(origin, source=replace(origin.source, kwargs=kwargs)))
+        attach_origin(model, replace(origin, source=replace(origin.source, kwargs=kwargs)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from normsurgeon.data.batches import Batches, unpacked
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.transforms import DataConfig
-from normsurgeon.distributed import ALONE, Share
+from normsurgeon.distributed import ALONE, Shard
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import head_classes
 
@@ -49,7 +49,7 @@ def open_views(
     max_images: int | None = None,
     workers: int = 0,
     classifiers: bool = True,
-    share: Share = ALONE,
+    shard: Shard = ALONE,
     whole: bool = False,
 ) -> Views:
     """Batches for one model, or for a model and its baseline.
@@ -58,7 +58,7 @@ def open_views(
                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
     max_images  only so many: of a source, spread evenly over it; of batches, the first ones
     classifiers whether a model without a classifier is an error; else the labels are taken as the folders give them
-    share       which part of the images this process takes
+    shard       which part of the images this process takes
     whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy
 
     :raises DataError: no images, or labels that the head cannot have.
@@ -67,24 +67,24 @@ def open_views(
     if isinstance(data, (str, os.PathLike)):
         data = open_source(data, classes=_classes(models, classifiers))
     if isinstance(data, ImageSource):
-        if not whole and share.world > 1 and batch_size > 0:
+        if not whole and shard.world > 1 and batch_size > 0:
             few = max_images if data.streamed else min(max_images or len(data), len(data))
-            batch_size = batch_size if few is None else max(1, min(batch_size, -(-few // share.world)))
+            batch_size = batch_size if few is None else max(1, min(batch_size, -(-few // shard.world)))
         batches = Batches(
             data,
             *configs_of(models),
             batch_size=batch_size,
             max_images=max_images,
             workers=workers,
-            share=share,
+            shard=shard,
         )
         return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
     if max_images is not None and max_images < 1:
         raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
     once = iter(data) is data
     return Views(
-        lambda: _ready_made(data, max_images, share, whole),
-        None if share.world > 1 else max_images,
+        lambda: _ready_made(data, max_images, shard, whole),
+        None if shard.world > 1 else max_images,
         f"{type(data).__name__} of batches",
         repeatable=not once,
     )
@@ -106,8 +106,8 @@ def _classes(models: Sequence[nn.Module], needed: bool) -> int | None:
         return None
 
 
-def _ready_made(batches: Iterable[Any], limit: int | None, share: Share, whole: bool) -> Iterator[tuple[int, View]]:
-    """This process's share of the first ``limit`` images: a piece of each batch, or every so many whole batches."""
+def _ready_made(batches: Iterable[Any], limit: int | None, shard: Shard, whole: bool) -> Iterator[tuple[int, View]]:
+    """This process's part of the first ``limit`` images: a piece of each batch, or whole batches in turn."""
     first = 0
     for number, batch in enumerate(batches):
         images, labels = unpacked(batch)
@@ -115,9 +115,9 @@ def _ready_made(batches: Iterable[Any], limit: int | None, share: Share, whole: 
         images, labels = images[:left], labels[:left] if labels is not None else None
         count = len(images)
         begin, end = 0, count
-        if share.world > 1 and not whole:
-            begin, end = (rank * count // share.world for rank in (share.rank, share.rank + 1))
-        if (share.has(number) or not whole) and (end > begin or share.world == 1):
+        if shard.world > 1 and not whole:
+            begin, end = (rank * count // shard.world for rank in (shard.rank, shard.rank + 1))
+        if (shard.has(number) or not whole) and (end > begin or shard.world == 1):
             if labels is not None and len(labels) == count:  # else it is for whoever uses them to say so
                 labels = labels[begin:end]
             yield first + begin, ((images[begin:end],), labels)

@@ -20,7 +20,7 @@ from torch import fx, nn
 from normsurgeon._util.files import check_writable, write_atomically
 from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
 from normsurgeon.models.registry import DEMO, HUB_PREFIXES, ModelSource, build, timm_source_of
-from normsurgeon.models.state_dict import KEY, StateDict, fit, write_safetensors
+from normsurgeon.models.state_dict import KEY, StateDict, load_state_dict_into, write_safetensors
 from normsurgeon.surgery.convert import Conversion, convert_
 from normsurgeon.surgery.plan import ConversionPlan
 
@@ -91,7 +91,7 @@ def origin_of(model: nn.Module) -> Origin:
     return Origin(timm_source_of(model) if type(model).__module__.startswith("timm.") else None)
 
 
-def remember(model: nn.Module, origin: Origin) -> nn.Module:
+def attach_origin(model: nn.Module, origin: Origin) -> nn.Module:
     """Note a model's origin on it. An attribute, so that it survives copies; no part of the state dict."""
     model._normsurgeon_origin = origin  # type: ignore[assignment]
     return model
@@ -101,11 +101,11 @@ def save(
     result: Conversion | nn.Module,
     path: str | os.PathLike[str],
     *,
-    say: Callable[[str], None] = warnings.warn,
+    on_message: Callable[[str], None] = warnings.warn,
 ) -> Path:
     """Write a conversion (or a model) to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``. Atomic.
 
-    ``say`` is told, in one line, when ``load`` will need more than the file; default: ``warnings.warn``.
+    ``on_message`` is called with one line if ``load`` will need more than the file; default: ``warnings.warn``.
 
     :raises UsageError: another file ending.
     :raises CheckpointError: when the file cannot be written; what stood there is untouched.
@@ -133,7 +133,7 @@ def save(
     if origin.plans:
         modules = model.named_modules()
         origin = replace(origin, eps={k: m.eps for k, m in modules if isinstance(getattr(m, "eps", None), float)})
-    origin = _rebuildable(model, origin, str(path), say)
+    origin = _rebuildable(model, origin, str(path), on_message)
     try:
         text = json.dumps(origin.to_dict())
     except TypeError as error:
@@ -146,7 +146,7 @@ def save(
     return path
 
 
-def _rebuildable(model: nn.Module, origin: Origin, where: str, say: Callable[[str], None]) -> Origin:
+def _rebuildable(model: nn.Module, origin: Origin, where: str, on_message: Callable[[str], None]) -> Origin:
     """The origin, with a source that does give back ``model``'s layers, or with none."""
     own, guessed = origin.source, timm_source_of(model)
     if own is not None and own.kind == "callable" and _is_plain(own.kwargs):
@@ -157,7 +157,7 @@ def _rebuildable(model: nn.Module, origin: Origin, where: str, say: Callable[[st
         if source is not None and _is_plain(source.kwargs) and _gives(replace(origin, source=source), model):
             return replace(origin, source=source)
     if own is not None:
-        say(
+        on_message(
             f"{where}: the model's layers are not those of {own.name} (changed by hand, or the .model of a "
             "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
         )
@@ -240,14 +240,16 @@ def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
     return model
 
 
-def rebuild(state: StateDict, origin: Origin, where: str, model: nn.Module, say: Callable[[str], None]) -> nn.Module:
+def rebuild(
+    state: StateDict, origin: Origin, where: str, model: nn.Module, on_message: Callable[[str], None]
+) -> nn.Module:
     """Replay a checkpoint's plans on ``model``, in place, and load strictly.
 
     :raises CheckpointError: when the tensors do not fit.
     :raises ConversionError: when the plans were made for another architecture.
     """
     model = _replayed(model, origin)
-    fit(model, state, where, say)
+    load_state_dict_into(model, state, where, on_message)
     if origin.data:
         model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]
-    return remember(model, origin).eval()
+    return attach_origin(model, origin).eval()

@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from normsurgeon.errors import WeightsUnavailableError
-from normsurgeon.models.state_dict import fit, read_file
+from normsurgeon.models.state_dict import load_state_dict_into, read_file
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 
@@ -33,5 +33,5 @@ def network(pretrained: bool = True) -> nn.Module:
     model = timm.create_model(ARCHITECTURE)
     if pretrained:
         state, _ = read_file(weights_file())
-        fit(model, state, "the demo weights", say=lambda message: None)
+        load_state_dict_into(model, state, "the demo weights", on_message=lambda message: None)
     return model.eval()

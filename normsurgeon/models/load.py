@@ -13,7 +13,7 @@ import timm
 from torch import nn
 
 from normsurgeon.errors import CheckpointError, UsageError
-from normsurgeon.models.checkpoint import Origin, architecture_of, header_of, origin_of, rebuild, remember
+from normsurgeon.models.checkpoint import Origin, architecture_of, attach_origin, header_of, origin_of, rebuild
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.surgery.replacing import copy_model
@@ -27,7 +27,7 @@ def load(
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
     model: nn.Module | None = None,
-    say: Callable[[str], None] = warnings.warn,
+    on_message: Callable[[str], None] = warnings.warn,
     **kwargs: Any,
 ) -> nn.Module:
     """A model in eval mode, with its real weights.
@@ -37,7 +37,7 @@ def load(
     pretrained  False: the architecture with random weights
     weights     a file of weights to load instead of the published ones; a checkpoint's plans are replayed
     model       for a checkpoint file that names no architecture: the model to load into (a copy is)
-    say         is told, in one line, of what was assumed (tensors matched in order); default: a warning
+    on_message  called with one line on what was assumed (tensors matched in order); default: a warning
     kwargs      go to the constructor (``num_classes=10``, ``in_chans=1``)
 
     :raises LoadingError: an unknown name.
@@ -51,15 +51,15 @@ def load(
     if _is_file(spec):
         if weights is not None:
             raise UsageError(f"{spec} is a file of weights already: leave out weights={weights}")
-        return _from_file(Path(spec), model, say, kwargs)
+        return _from_file(Path(spec), model, on_message, kwargs)
     source = ModelSource.parse(os.fspath(spec), **kwargs)
     if weights is None:
         loaded = build(source, pretrained=pretrained)
-        return remember(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
+        return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
     loaded = build(source)
     origin = header_of(rest, str(weights)) or Origin(source, data=_data_of(loaded, source))
-    return rebuild(state, replace(origin, source=source), str(weights), loaded, say)
+    return rebuild(state, replace(origin, source=source), str(weights), loaded, on_message)
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
@@ -70,17 +70,19 @@ def _is_file(spec: str | os.PathLike[str]) -> bool:
     return ":" not in text and (text.endswith(_FILE_ENDINGS) or "/" in text or os.sep in text)
 
 
-def _from_file(path: Path, model: nn.Module | None, say: Callable[[str], None], kwargs: dict[str, Any]) -> nn.Module:
+def _from_file(
+    path: Path, model: nn.Module | None, on_message: Callable[[str], None], kwargs: dict[str, Any]
+) -> nn.Module:
     where = str(path)
     state, rest = read_file(path)
     origin = header_of(rest, where)
     if model is not None:
         base, _ = copy_model(model, None)
         if origin is None:
-            return remember(rebuild(state, Origin(None), where, base, say), origin_of(model))
-        return rebuild(state, origin, where, base, say)
+            return attach_origin(rebuild(state, Origin(None), where, base, on_message), origin_of(model))
+        return rebuild(state, origin, where, base, on_message)
     if origin is not None:
-        return rebuild(state, origin, where, architecture_of(origin, where), say)
+        return rebuild(state, origin, where, architecture_of(origin, where), on_message)
     name = _architecture(path, rest)
     if name is None:
         raise CheckpointError(
@@ -88,7 +90,7 @@ def _from_file(path: Path, model: nn.Module | None, say: Callable[[str], None], 
             f"try: the architecture's name with --weights {path} (in Python: load(name, weights=…))"
         )
     source = ModelSource("timm", name, {**_arguments(name, state), **kwargs})
-    return rebuild(state, Origin(source), where, build(source), say)
+    return rebuild(state, Origin(source), where, build(source), on_message)
 
 
 def _architecture(path: Path, rest: dict[str, Any]) -> str | None:

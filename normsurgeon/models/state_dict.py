@@ -53,10 +53,12 @@ def read_file(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     return _read_pickle(path)
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable[[str], None]) -> None:
+def load_state_dict_into(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, on_message: Callable[[str], None]
+) -> None:
     """Load a state dict into ``model``, strictly.
 
-    Keys that differ only in name are matched in order when every shape agrees; ``say`` is told.
+    Keys that differ only in name are matched in order when every shape agrees; ``on_message`` is called.
 
     :raises CheckpointError: tensors are missing, left over, or of another shape.
     """
@@ -66,7 +68,9 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], where: str, say: Callable
     if {k for k in state if not _counts(k)} != {k for k in own if not _counts(k)}:
         renamed = _in_order(own, state)
         if renamed is not None:
-            say(f"{where}: the names differ, so all {len(renamed)} tensors were matched in order (every shape agrees)")
+            on_message(
+                f"{where}: the names differ, so all {len(renamed)} tensors were matched in order (every shape agrees)"
+            )
             state = renamed
     state = {**{k: v for k, v in own.items() if _counts(k)}, **state}
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]

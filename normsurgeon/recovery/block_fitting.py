@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from normsurgeon.errors import TrainingError
 from normsurgeon.inference.objectives import feature_matching
 from normsurgeon.inference.run import first_tensor, home_of
-from normsurgeon.recovery.recipe import Recipe
+from normsurgeon.recovery.config import ReconstructionConfig
 
 CHUNK = 32
 """Images that go through a network at once where nothing is learned."""
@@ -37,7 +37,7 @@ def fit_block(
     name: str,
     images: Tensor,
     held_out: tuple[Tensor, Tensor],
-    recipe: Recipe,
+    recipe: ReconstructionConfig,
     seed: int = 0,
 ) -> int:
     """Fit one block, in place, and keep its weights of least error on the held-out images; returns the updates made.

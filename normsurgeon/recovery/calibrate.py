@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from normsurgeon.distributed import own_device, own_share, together
+from normsurgeon.data.splitting import open_split
+from normsurgeon.distributed import own_device, own_shard, together
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.feeding import open_split
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments
@@ -111,7 +111,7 @@ def calibrate(
     if isinstance(data, (str, os.PathLike)):
         data = open_split(data, None, training=True)  # whatever its labels are
     begin = time.perf_counter()
-    share = own_share()
+    shard = own_shard()
     with ExitStack() as stack:
         stack.enter_context(together())
         for each in (model, reference):
@@ -121,14 +121,14 @@ def calibrate(
         images, balanced = 0, 0
         if balance:
             most = MOST_IMAGES if max_images is None else max_images
-            views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, share=share)
+            views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
             if not views.repeatable:
                 raise UsageError(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
             images, balanced = rebalance_(reference, pairs, views, _telling("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
-        views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, share=share)
+        views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
         held, matched = shared_images(views)
         tell = _telling("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, tell)

@@ -10,15 +10,15 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything, seed_of
 from normsurgeon.errors import TrainingError
-from normsurgeon.finetuning.feeding import Feed
 from normsurgeon.inference.heads import classifier_of
 from normsurgeon.inference.objectives import distillation, feature_matching
 from normsurgeon.inference.run import classifier_logits, home_of
 from normsurgeon.inference.taps import tapped
 from normsurgeon.recovery.block_fitting import fit_block
-from normsurgeon.recovery.recipe import Recipe
+from normsurgeon.recovery.config import ReconstructionConfig
 
 MOST_CACHED = 256
 """Images whose features at one block are held in memory."""
@@ -35,7 +35,7 @@ class Fitting:
         model: nn.Module,
         reference: nn.Module,
         blocks: Sequence[str],
-        recipe: Recipe,
+        recipe: ReconstructionConfig,
         feed: Feed,
         held: tuple[Tensor, ...],
         on_progress: Callable[[str, int, int | None], None] | None,

@@ -6,29 +6,29 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.seeding import own_random_state
 from normsurgeon.data.sources import ImageSource
-from normsurgeon.data.splitting import split_numbers, split_source
+from normsurgeon.data.splitting import open_split, split_numbers, split_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import Settings
-from normsurgeon.finetuning.feeding import make_feed, open_split
 from normsurgeon.inference.run import eval_mode, name_of, placed
 from normsurgeon.inference.taps import shared_blocks
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
 from normsurgeon.recovery.calibrate import undone_on_error
+from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon.recovery.fitting import Fitting
 from normsurgeon.recovery.matching import held_images
 from normsurgeon.recovery.pairs import norm_pairs, originals_of
-from normsurgeon.recovery.recipe import Recipe
 from normsurgeon.surgery.convert import Conversion
 
 MOST_HELD_OUT = 256
@@ -74,7 +74,7 @@ def reconstruct(
     data: Data,
     *,
     original: nn.Module | None = None,
-    recipe: Recipe | None = None,
+    recipe: ReconstructionConfig | None = None,
     max_images: int | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
@@ -103,7 +103,7 @@ def reconstruct(
     data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at
     original  the BatchNorm network; default: the one that ``result`` was converted from
     max_images  at most so many of a source's images, chosen by the seed
-    recipe    a Recipe, or single settings of one as keywords (``steps=60``)
+    recipe    a ReconstructionConfig, or single settings of one as keywords (``steps=60``)
 
     :raises UsageError: no original, a model that is no conversion, or a setting that there is not.
     :raises DataError: too few images.
@@ -116,7 +116,7 @@ def reconstruct(
     >>> done.kl <= done.kl_before
     True
     """
-    recipe = _recipe(recipe, changes)
+    recipe = (recipe or ReconstructionConfig()).replace(**changes)
     model, reference = originals_of(result, original)
     norm_pairs(result, reference)  # raises for an original of another architecture
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -133,8 +133,8 @@ def reconstruct(
             data = open_split(data, None, training=True)  # whatever its labels are
         fit, judge = _split(data, recipe, max_images)
         config = DataConfig.of(model)
-        settings = Settings(batch_size=recipe.batch_size, scale=(recipe.scale, 1.0), seed=recipe.seed)
-        feed = make_feed(fit, config, settings, 0, 1, workers)
+        augmentation = Augmentation(scale=(recipe.scale, 1.0))
+        feed = make_feed(fit, config, augmentation, recipe.batch_size, recipe.seed, workers=workers)
         plans = (*origin_of(model).plans, *([result.plan] if isinstance(result, Conversion) else []))
         blocks = shared_blocks(model, reference, plans, config, required=False)
         held = held_images(open_views(judge, [model, reference], classifiers=True))
@@ -157,15 +157,7 @@ def reconstruct(
     return done
 
 
-def _recipe(recipe: Recipe | None, changes: dict[str, Any]) -> Recipe:
-    known = Recipe.__dataclass_fields__
-    for name in changes:
-        if name not in known:
-            raise UsageError(f"reconstruction has no setting {name!r}; there are {', '.join(known)}")
-    return replace(recipe or Recipe(), **changes)
-
-
-def _split(data: Any, recipe: Recipe, max_images: int | None) -> tuple[Any, Any]:
+def _split(data: Any, recipe: ReconstructionConfig, max_images: int | None) -> tuple[Any, Any]:
     """The images to fit on and those to judge by, batches as one tensor each."""
     if isinstance(data, ImageSource):
         if data.streamed:
