@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from normsurgeon.recovery.reconstruct import Reconstruction as Reconstruction
     from normsurgeon.recovery.reconstruct import reconstruct as reconstruct
     from normsurgeon.reporting.records import Report as Report
-    from normsurgeon.study.answer import Answer as Answer
-    from normsurgeon.study.experiment import run_study as run_study
+    from normsurgeon.study.report import StudyReport as StudyReport
+    from normsurgeon.study.run import run_study as run_study
     from normsurgeon.surgery.convert import Conversion as Conversion
     from normsurgeon.surgery.convert import convert as convert
     from normsurgeon.surgery.convert import convert_ as convert_
@@ -55,8 +55,8 @@ _HOME = {
     "Evaluation": "inference.evaluate",
     "evaluate": "inference.evaluate",
     "plain_swap": "surgery.plain_swap",
-    "Answer": "study.answer",
-    "run_study": "study.experiment",
+    "StudyReport": "study.report",
+    "run_study": "study.run",
     "NormSite": "graph.sites",
     "find_sites": "graph.sites",
     "inspect": "graph.inspect",

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from normsurgeon.study.records import Cell, Epoch, LayerSummary, Looked, Outcome, Results
+from normsurgeon.study.records import Cell, CellAnalysis, Epoch, LayerSummary, Outcome, Results
 
 IMAGES = 1000
 TRAINING = {"epochs": 8, "optimizer": "sgd", "schedule": "cosine", "train_images": 1437, "test_images": 360}
@@ -41,7 +41,7 @@ def null_study(number: int, norms: Iterable[str] = ("bn", "gn", "ln"), sizes: It
 
 
 def full_study(seeds: int = 5) -> Results:
-    """Norms × batch sizes × activations × pre-processing, with curves, some runs lost and two networks looked at."""
+    """Norms × batch sizes × activations × pre-processing, with curves, some runs lost and two networks analysed."""
     noise = random.Random(7)
     shift = {"bn": 20, "gn": 0, "ln": -15}
     outcomes = []
@@ -66,7 +66,7 @@ def full_study(seeds: int = 5) -> Results:
                         made = run(right, **cell)
                         made = replace(made, start_accuracy=0.1, steps=800, curve=curve(right / IMAGES, noise))
                         if seed == 0 and activation == "relu" and preprocessing == "none":
-                            made = replace(made, looked=looked(norm, noise))
+                            made = replace(made, analysis=analysed(norm, noise))
                         outcomes.append(made)
     return Results("norms-and-batches", tuple(outcomes), "Which norm suits small batches?", TRAINING)
 
@@ -105,7 +105,7 @@ def curve(final: float, noise: random.Random, epochs: int = 8) -> tuple[Epoch, .
     return tuple(points)
 
 
-def looked(norm: str, noise: random.Random) -> Looked:
+def analysed(norm: str, noise: random.Random) -> CellAnalysis:
     """Layers of a small residual network."""
     names = ["conv1", "bn1"] + [f"layer{i}.0.{part}" for i in (1, 2, 3) for part in ("conv1", "bn1", "conv2", "bn2")]
     layers = tuple(
@@ -114,4 +114,4 @@ def looked(norm: str, noise: random.Random) -> Looked:
         for i, name in enumerate(names)
     )  # fmt: skip
     cka = tuple(tuple(math.exp(-abs(i - j) / (4 if norm == "bn" else 8)) for j in range(14)) for i in range(14))
-    return Looked(layers, tuple(names), cka)
+    return CellAnalysis(layers, tuple(names), cka)

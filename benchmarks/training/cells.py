@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from normsurgeon.study.estimates import Estimate, estimate, paired
+from normsurgeon._util.estimates import Estimate, estimate, paired
 
 CLOSE = 0.02
 """A learning rate is as good as the best where its mean accuracy is at most this much lower."""

@@ -13,7 +13,7 @@ from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
 
 if TYPE_CHECKING:
-    from normsurgeon.study.experiment import Progress
+    from normsurgeon._util.progress import Progress
     from normsurgeon.study.grid import Grid
 
 
@@ -60,66 +60,64 @@ def study(
 
     The same command goes on with a study that was stopped.
     """
-    from normsurgeon.study import shipped
-    from normsurgeon.study.grid import read_grid
+    from normsurgeon.study.grid import find_config, read_grid
 
     if ray_address is not None and engine != "ray":
         raise UsageError("--ray-address goes with --engine ray")
     if html is not None and html.suffix != ".html":
         raise UsageError(f"{html}: the report is a page, and its name must end in .html")
-    grid = read_grid(shipped.find(config))
+    grid = read_grid(find_config(config))
     if dry_run:
         _dry_run(grid, jobs, json)
         return
     folder = output or Path(f"study-{grid.name}")
-    with status(f"looking at the {len(grid.cells())} cells of {grid.name} …"):
-        from normsurgeon.study.experiment import run_study
+    with status(f"checking the {len(grid.cells())} cells of {grid.name} …"):
+        from normsurgeon.study.run import run_study
     try:
-        with _view(grid) as (watch, tell):
-            answer = run_study(
+        with _view(grid) as (on_progress, on_message):
+            report = run_study(
                 grid,
                 folder,
                 jobs=jobs,
                 engine=engine,
                 ray_address=ray_address,
                 device=device,
-                say=tell,
-                on_progress=watch,
+                on_message=on_message,
+                on_progress=on_progress,
             )
     except KeyboardInterrupt:
         print_message(f"stopped; what is done is in {folder}, and the same command goes on")
         raise
-    page = answer.save(html or folder / "report.html")
-    answer.save(folder / "answer.json")
+    page = report.save(html or folder / "report.html")
+    report.save(folder / "answer.json")
     if json:
-        print_json(answer.to_dict())
+        print_json(report.to_dict())
     else:
-        from normsurgeon.study.terminal import print_answer
+        from normsurgeon.render.terminal import print_document
 
-        print_answer(answer, out())
-    if not answer.results.counts()["done"]:
+        print_document(report.document(), out())
+    if not report.results.counts()["done"]:
         raise TrainingError(f"no cell of {grid.name} has a result; the reasons are above and in {page}")
     print_message(f"wrote {page}; every number is in {folder / 'answer.json'} and {folder / 'results.sqlite'}")
 
 
 def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     with status("loading data sets and networks …"):
-        from normsurgeon.study.checking import check
-        from normsurgeon.study.engines import usual_jobs
-        from normsurgeon.study.estimating import estimate_seconds
-        from normsurgeon.study.records import AXES
+        from normsurgeon.study.engines import default_jobs
+        from normsurgeon.study.records import AXES, varying_axes
+        from normsurgeon.study.run import check, estimate_seconds
 
         impossible = check(grid)
     cells = grid.cells()
     possible = [cell for cell in cells if cell not in impossible]
-    jobs = jobs or usual_jobs("cpu")
+    jobs = jobs or default_jobs("cpu")
     with progress("timing a few updates") as advance:
-        seconds = estimate_seconds(grid, possible, jobs, advance)
+        seconds = estimate_seconds(grid, possible, jobs, lambda step: advance(step.done, step.total))
     if json:
         listed = [{**cell.to_dict(), "key": cell.key, "impossible": impossible.get(cell)} for cell in cells]
         print_json({"study": grid.name, "cells": listed, "seconds": seconds, "jobs": jobs})
         return
-    varying = [axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1] or ["norm"]
+    varying = varying_axes(cells) or ("norm",)
     rows = [[*(cell.label(axis) for axis in varying), impossible.get(cell, "")] for cell in cells]
     print_table([*(axis.replace("_", " ") for axis in varying), "skipped because"], rows)
     same = ", ".join(f"{axis.replace('_', ' ')} {cells[0].label(axis)}" for axis in AXES if axis not in varying)
@@ -146,10 +144,12 @@ def _view(grid: Grid) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
+    from normsurgeon.study.records import varying_axes
+
     console = err()
     live = console.is_terminal
     cells = grid.cells()
-    varying = [axis for axis in cells[0].to_dict() if len({getattr(cell, axis) for cell in cells}) > 1]
+    varying = varying_axes(cells)
     bar = Bars(
         TextColumn("{task.description}", markup=False),  # brackets in names are no markup
         BarColumn(bar_width=20),
@@ -161,7 +161,7 @@ def _view(grid: Grid) -> Iterator[Any]:
     )
     tasks: dict[Any, Any] = {}
 
-    def tell(message: str) -> None:
+    def on_message(message: str) -> None:
         console.print(message, style="dim", markup=False, soft_wrap=True)  # above the bars, which share the console
 
     def name(cell: Any) -> str:
@@ -170,20 +170,20 @@ def _view(grid: Grid) -> Iterator[Any]:
     with bar:
         whole = bar.add_task(grid.name, total=len(cells))
 
-        def watch(told: Progress) -> None:
-            found = told.outcome
-            label = f"to begin from: {name(told.cell)}" if told.original else name(told.cell)
-            bar.update(whole, completed=told.done)
-            if found is None:
-                if told.cell not in tasks:
-                    tasks[told.cell] = bar.add_task(label, total=100)
-                bar.update(tasks[told.cell], completed=round(100 * told.share))
+        def on_progress(step: Progress) -> None:
+            cell, outcome = step.details["cell"], step.details["outcome"]
+            label = f"{step.stage}: {name(cell)}" if step.stage == "pretraining" else name(cell)
+            bar.update(whole, completed=step.done)
+            if outcome is None:
+                if cell not in tasks:
+                    tasks[cell] = bar.add_task(label, total=100)
+                bar.update(tasks[cell], completed=round(100 * step.details["share"]))
                 return
-            if told.cell in tasks:
-                bar.remove_task(tasks.pop(told.cell))
-            accuracy = found.accuracy
-            result = f"{100 * accuracy:.2f} %" if accuracy is not None else f"{found.status}: {found.reason}"
-            if not live or found.status != "done":
-                tell(f"{told.done}/{told.total}  {label}: {result}  ({found.seconds:.0f} s)")
+            if cell in tasks:
+                bar.remove_task(tasks.pop(cell))
+            accuracy = outcome.accuracy
+            result = f"{100 * accuracy:.2f} %" if accuracy is not None else f"{outcome.status}: {outcome.reason}"
+            if not live or outcome.status != "done":
+                on_message(f"{step.done}/{step.total}  {label}: {result}  ({outcome.seconds:.0f} s)")
 
-        yield watch, tell
+        yield on_progress, on_message

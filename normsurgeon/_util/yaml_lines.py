@@ -90,7 +90,9 @@ def parse_yaml(text: str, file: str = "study.yaml") -> Document:
         raise UsageError(f"{file}, line {mark.line + 1 if mark else 1}: not YAML: {_problem(error)}") from error
     except ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        raise UsageError(f"{file}, line {line}: not YAML: the character U+{error.character:04X} is not allowed") from error
+        raise UsageError(
+            f"{file}, line {line}: not YAML: the character U+{error.character:04X} is not allowed"
+        ) from error
     except RecursionError as error:
         raise UsageError(f"{file} is nested too deeply; simplify it") from error
 

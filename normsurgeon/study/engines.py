@@ -9,175 +9,232 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from normsurgeon.errors import EnvironmentProblem, TrainingStopped
+from normsurgeon.data.datasets import clear_caches
+from normsurgeon.errors import EnvironmentProblem, TrainingStopped, UsageError
+from normsurgeon.study.cell import OnShare, network_file, run_cell
 from normsurgeon.study.grid import Grid
-from normsurgeon.study.preparing import forget
 from normsurgeon.study.records import Cell, Outcome
-from normsurgeon.study.running import run_cell, work_file
 
-TOLD_EVERY = 0.5
-"""Seconds between two words about a cell's progress."""
+TICK = 0.5
+"""Seconds between two reports of a cell's progress."""
 
-READY = "ready"
-"""A worker's first word."""
+OnCell = Callable[[Cell, float], None]
+"""Called with a running cell and the share of it that is done."""
+Outcomes = Generator[Outcome, None, None]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every worker knows: the grid, the folder for kept networks (or None), the device (or None), and the folder
-    of the networks that converted cells begin from (or None)."""
+    """What every worker needs: the grid, the folder for kept networks (or None), the device (or None), and the folder
+    of the networks that converted cells start from (or None)."""
 
     grid: Grid
     networks: Path | None = None
     device: str | None = None
     originals: Path | None = None
 
-    def do(self, cell: Cell, tell: Callable[[float], None] | None = None) -> Outcome:
-        """Run a cell; ``tell`` hears the share that is done, twice a second."""
+    def run(self, cell: Cell, on_share: OnShare | None = None) -> Outcome:
+        """Run a cell; ``on_share`` is called twice a second with the share that is done."""
         last = time.monotonic()
 
-        def listen(row: dict[str, Any]) -> None:
+        def report(share: float) -> None:
             nonlocal last
-            if tell is not None and time.monotonic() - last >= TOLD_EVERY:
+            if on_share is not None and time.monotonic() - last >= TICK:
                 last = time.monotonic()
-                tell(row["step"] / row["steps"])
+                on_share(share)
 
-        keep = work_file(self.networks, cell) if self.networks else None
-        return run_cell(self.grid, cell, keep=keep, originals=self.originals, device=self.device, on_progress=listen)
-
-
-Told = Callable[[Cell, float], None]
+        keep = network_file(self.networks, cell) if self.networks else None
+        return run_cell(self.grid, cell, keep=keep, originals=self.originals, device=self.device, on_share=report)
 
 
-def serial(work: Work, cells: Sequence[Cell], told: Told) -> Generator[Outcome, None, None]:
+def serial(work: Work, cells: Sequence[Cell], on_cell: OnCell) -> Outcomes:
     """One cell after the other, in this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         for cell in cells:
-            yield work.do(cell, lambda share, cell=cell: told(cell, share))  # type: ignore[misc]
-    except TrainingStopped as stopped:  # its advice is finetune's
+            yield work.run(cell, lambda share, cell=cell: on_cell(cell, share))  # type: ignore[misc]
+    except TrainingStopped as stopped:  # its advice is about fine-tuning
         raise KeyboardInterrupt from stopped
     finally:
         torch.set_num_threads(threads)
-        forget()
+        clear_caches()
 
 
-def processes(work: Work, cells: Sequence[Cell], told: Told, jobs: int) -> Generator[Outcome, None, None]:
-    """In so many processes. A process that dies takes its cell with it, as failed, and another takes its place."""
-    waiting = list(reversed(cells))
-    context = multiprocessing.get_context("spawn")
-    running: dict[Connection, tuple[Any, Cell]] = {}
-    numbers: dict[Connection, int] = {}  # of the workers, which say whose GPU is whose
-    begun = False
-    devices = torch.cuda.device_count() if work.device in (None, "cuda") else 0
+class _Worker:
+    """A pool of one process, which runs one cell at a time: if it breaks, it is clear which cell broke it."""
 
-    def start(number: int) -> tuple[Connection, Any]:
-        ours, theirs = context.Pipe()
-        device = f"cuda:{number % devices}" if devices else work.device
-        process = context.Process(target=_serve, args=(theirs, replace(work, device=device)), daemon=True)
-        process.start()
+    def __init__(self, work: Work, number: int) -> None:
+        devices = torch.cuda.device_count() if work.device in (None, "cuda") else 0
+        work = replace(work, device=f"cuda:{number % devices}") if devices else work
+        context = multiprocessing.get_context("spawn")
+        self.number = number
+        self.shares, theirs = context.Pipe(duplex=False)
+        self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(work, theirs))
+        before = set(multiprocessing.active_children())
+        self.pool.submit(int)  # starts the process
+        (self.process,) = set(multiprocessing.active_children()) - before
         theirs.close()
-        numbers[ours] = number
-        return ours, process
+        self.cell: Cell
 
-    def give(connection: Connection, process: Any) -> None:
-        cell = waiting.pop()
-        running[connection] = process, cell
-        with suppress(OSError):  # a process that is gone is found below
-            connection.send(cell)
+    def submit(self, cell: Cell) -> Future[Outcome]:
+        self.cell = cell
+        return self.pool.submit(_run, cell)
 
+    def report(self, on_cell: OnCell) -> bool:
+        """Pass on what the process has sent of its progress; whether it has sent anything."""
+        sent = False
+        try:
+            while self.shares.poll():
+                on_cell(self.cell, self.shares.recv())
+                sent = True
+        except (EOFError, OSError):  # it is gone; its future has that too
+            pass
+        return sent
+
+    def death(self) -> str:
+        self.process.join()
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"its process ended with exit code {code}"
+        advice = "; was memory short? try fewer --jobs" if -code == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{advice}"
+
+
+def processes(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int) -> Outcomes:
+    """In ``jobs`` processes. A process that dies fails its own cell alone, and another replaces it."""
+    waiting = deque(cells)
+    workers: dict[Future[Outcome], _Worker] = {}
+    started = False
     try:
         for number in range(min(jobs, len(cells))):
-            give(*start(number))
-        while running:
-            for ready in wait(list(running)):
-                assert isinstance(ready, Connection)
-                process, cell = running[ready]
+            worker = _Worker(work, number)
+            workers[worker.submit(waiting.popleft())] = worker
+        while workers:
+            done, _ = wait(workers, timeout=TICK, return_when=FIRST_COMPLETED)
+            for worker in workers.values():
+                started = worker.report(on_cell) or started
+            for future in done:
+                worker = workers[future]
                 try:
-                    message = ready.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    if not begun:
+                    outcome = future.result()
+                except (BrokenProcessPool, TrainingStopped) as error:
+                    if not started:
                         raise EnvironmentProblem(
-                            f"no worker can start: {_death(process.exitcode)}; in a script, call run_study below "
+                            f"no worker can start: {worker.death()}; in a script, call run_study below "
                             "if __name__ == '__main__':, or give jobs=1"
-                        ) from None
-                    del running[ready]
-                    yield Outcome(cell, "failed", _death(process.exitcode))
-                    if waiting:
-                        give(*start(numbers.pop(ready)))
-                    continue
-                begun = True
-                if message == READY:
-                    continue
-                if isinstance(message, float):
-                    told(cell, message)
-                    continue
-                del running[ready]
-                yield message
+                        ) from error
+                    outcome = Outcome(worker.cell, "failed", worker.death())
+                    worker = _Worker(work, worker.number) if waiting else worker
+                del workers[future]
                 if waiting:
-                    give(ready, process)
+                    workers[worker.submit(waiting.popleft())] = worker
                 else:
-                    ready.send(None)
-                    ready.close()
+                    worker.pool.shutdown(wait=False)
+                yield outcome
     finally:
-        for process, _ in running.values():
-            process.kill()  # SIGTERM would be fine-tuning's to take care of; what is done is stored here
+        for worker in workers.values():
+            worker.process.kill()  # SIGTERM would be handled by fine-tuning; what is done is stored here
 
 
-def cores() -> int:
-    """How many CPUs this process may use.
-
-    >>> cores() >= 1
-    True
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_here: tuple[Work, Connection]
+"""In a worker process: what it works on, and where it sends its progress."""
 
 
-def usual_jobs(device: str | None) -> int:
-    """Cells at once: one for each GPU where they run on GPUs, else one for each core.
-
-    >>> usual_jobs("cpu") == cores(), usual_jobs("cuda:1")
-    (True, 1)
-    """
-    if device is not None and device.startswith("cuda:"):
-        return 1
-    return (torch.cuda.device_count() if device in (None, "cuda") else 0) or cores()
-
-
-def _death(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = "; was memory short? try fewer --jobs" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return f"its process ended with exit code {code}"
-
-
-def _serve(connection: Connection, work: Work) -> None:
-    """A worker: cells come, outcomes go, until None comes or the parent is gone."""
+def _begin(work: Work, shares: Connection) -> None:
+    """Prepare a worker process. It ends with its parent, however that ends."""
+    global _here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     torch.set_num_threads(1)
-    parent = os.getppid()
+    _here = work, shares
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    def tell(share: float) -> None:
-        if os.getppid() != parent:
-            os._exit(1)  # nobody waits for the answer
-        connection.send(share)
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
 
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _run(cell: Cell) -> Outcome:
+    work, shares = _here
+    shares.send(0.0)
+    return work.run(cell, shares.send)
+
+
+def on_ray(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int | None, address: str | None) -> Outcomes:
+    """On the Ray cluster at ``address`` (``auto``, ``ray://host:10001``), or on one that is started here.
+
+    jobs  cells at once; default: as many as the cluster has CPUs (or GPUs) for
+
+    :raises EnvironmentProblem: if Ray is not installed, or cannot start.
+    :raises UsageError: if there is no cluster at that address.
+    """
     try:
-        connection.send(READY)
-        while (cell := connection.recv()) is not None:
-            connection.send(work.do(cell, tell))
-    except (EOFError, OSError, KeyboardInterrupt, TrainingStopped):
-        pass
+        import ray
+    except ImportError as error:
+        raise EnvironmentProblem("--engine ray takes Ray; try: pip install 'normsurgeon[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        _start_ray(ray, jobs, address)
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) and work.device in (None, "cuda") else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_remotely)
+        waiting = deque(cells)
+        limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running: dict[Any, Cell] = {}
+        while waiting or running:
+            while waiting and len(running) < limit:
+                cell = waiting.popleft()
+                running[remote.remote(work, cell)] = cell
+                on_cell(cell, 0.0)
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                cell = running.pop(reference)
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    yield Outcome(cell, "failed", f"Ray: {' '.join(str(error).split())[:300]}")
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start_ray(ray: Any, jobs: int | None, address: str | None) -> None:
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves workers next to anything else that computes
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level="error", **options)
+    except ConnectionError as error:
+        raise UsageError(f"there is no Ray cluster at {address}; try --ray-address auto, or none") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise EnvironmentProblem(f"Ray cannot start ({type(error).__name__}: {text}); try --engine local") from error
+
+
+def _run_remotely(work: Work, cell: Cell) -> Outcome:
+    torch.set_num_threads(1)
+    return work.run(cell)
+
+
+def default_jobs(device: str | None) -> int:
+    """Cells at once: one for each GPU if they run on GPUs, else one for each CPU that this process may use."""
+    if device is not None and device.startswith("cuda:"):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (torch.cuda.device_count() if device in (None, "cuda") else 0) or cores

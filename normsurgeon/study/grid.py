@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    Strict,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -26,15 +25,15 @@ from pydantic import (
     model_validator,
 )
 
+from normsurgeon._util.config import Config, SettingError, required_type, setting
 from normsurgeon._util.suggest import suggest
 from normsurgeon._util.yaml_lines import read_yaml
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.config import Settings
+from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.norms.target_names import TARGET_NAMES
 from normsurgeon.study.records import AXES, Cell
 
 MAX_CELLS = 10_000
-MAX_SEED = 2**32 - 1
 CONFIGS = Path(__file__).parent / "configs"
 
 NORMS = ("bn", *TARGET_NAMES)
@@ -60,37 +59,54 @@ ALIASES = {
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "nadamw", "radam", "rmsprop", "adagrad", "lamb", "lars", "lion")
 """timm's usual optimizers; for any other name timm itself is loaded, which takes seconds."""
 REGULARIZERS = ("weight_decay", "drop", "drop_path", "smoothing", "mixup", "cutmix", "distance", "reprob")
-"""Fine-tuning settings that are the axis ``regularization``, and are not shared."""
+"""Fine-tuning settings that are the axis ``regularization``."""
+SHARED = (
+    "opt", "momentum", "layer_decay", "sched", "warmup_epochs", "min_lr", "clip_grad", "train_what", "grad_accum",
+    "augment", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa", "distance_layers", "precision",
+    "channels_last", "compile",
+)  # fmt: skip
+"""Fine-tuning settings that all cells share."""
 
 _EXAMPLES = {"models": "[resnet8]", "norms": "[bn, gn]", "datasets": "[digits]"}  # of the keys that a grid must have
 _GRID_AXES = (
     "models", "datasets", "start", "activations", "preprocessing", "regularization", "batch_sizes", "learning_rates",
     "norms", "seeds",
 )  # fmt: skip  # in the order of AXES, which is the order of the cells
-_SHARED = (
-    "opt", "momentum", "layer_decay", "sched", "warmup_epochs", "min_lr", "clip_grad", "train_what", "grad_accum",
-    "augment", "scale", "ratio", "hflip", "vflip", "color_jitter", "aa", "distance_layers", "precision",
-    "channels_last", "compile",
-)  # fmt: skip  # settings of fine-tuning that all cells share
 _OF_THE_STUDY = ("image_size", "test_images", "judge")  # keys of training that hold for pretrained networks too
 _MEANT = {"lr": "learning_rates", "lrs": "learning_rates", "learning_rate": "learning_rates",
           "batch_size": "batch_sizes", "seed": "seeds", "groups": "norms"}  # fmt: skip
-
-Regularization = tuple[tuple[str, float], ...]
 
 
 # One value
 
 
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: on one line, and not all of a long one."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+@contextmanager
+def _within(*path: str | int) -> Iterator[None]:
+    """Errors of the block are about something inside of the value at ``path``."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(str(error), (*path, *error.path)) from None
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):  # which Python would count as 0 or 1
-        raise ValueError("should be a number")
+        raise ValueError("must be a number")
     return value
 
 
 def _words(value: str) -> str:
     if not value.strip():
-        raise ValueError("should not be empty")
+        raise ValueError("must not be empty")
     return " ".join(value.split())
 
 
@@ -116,24 +132,17 @@ def _norm(value: Any) -> str:
     return f"gn:{int(groups)}"
 
 
-def _optimizer(name: str) -> str:
-    if name not in OPTIMIZERS:
-        from timm.optim import list_optimizers  # slow, and needed for rare names only
-
-        known = [str(each) for each in list_optimizers()]
-        if name not in known:
-            near = suggest(name, known, otherwise="")
-            raise ValueError(f"unknown optimizer {name!r}; {near or suggest(name, OPTIMIZERS)}")
-    return name
+def _preprocessing(value: Any) -> str:
+    return _one_of("pre-processing", "none" if value is None else value, PREPROCESSING)
 
 
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[^/\\\x00-\x1f]{1,100}", name) or name.startswith("."):
-        raise ValueError("should do as a folder's name: at most 100 characters, without slashes")
+        raise ValueError("must do as a folder's name: at most 100 characters, without slashes")
     return name
 
 
-def _listed(value: Any, info: ValidationInfo) -> Any:
+def _listed(value: Any, info: ValidationInfo) -> list[Any]:
     """An axis' values: one value, or a list of at least one."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
@@ -146,74 +155,58 @@ def _seeds(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CELLS:
-        raise ValueError(f"seeds={_shown(value)} should be a count, 1 to {MAX_CELLS}, or a list of seeds")
+        raise ValueError(f"seeds={_shown(value)} must be a count, 1 to {MAX_CELLS}, or a list of seeds")
     return list(range(value))
 
 
-def _shown(value: Any) -> str:
-    """A value as a message quotes it: on one line, and not all of a long one."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # a whole number of more digits than Python writes
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
 T = TypeVar("T")
-Whole = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Words = Annotated[str, AfterValidator(_words)]
 Axis = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(lambda found: tuple(dict.fromkeys(found)))]
+Regularization = tuple[tuple[str, float], ...]
 
 
 # What all cells share
 
 
-def _finetuning(names: tuple[str, ...], **defaults: Any) -> dict[str, Any]:
-    """Types and defaults of fine-tuning settings, as ``create_model`` takes them."""
-    strict: dict[Any, Any] = {float: Number, int: Whole, str: Words}
-    strict |= {float | None: Number | None, str | None: Words | None}
-    hints, own = get_type_hints(Settings), {each.name: each.default for each in dataclasses.fields(Settings)}
-    return {name: (strict.get(hints[name], hints[name]), {**own, **defaults}[name]) for name in names}
+class _Section(Config):
+    """Settings as a YAML file has them: ``yes`` is a flag, and a number may stand in quotes; a flag is no number."""
 
+    model_config = ConfigDict(strict=False)
 
-class _Strict(BaseModel):
-    """No unknown keys and no nan; a fine-tuning setting has the limits that ``Settings`` gives it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
+    @field_validator("*", mode="before")
     @classmethod
-    def _limits(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.field_name in (*_SHARED, *REGULARIZERS) and value is not None:
-            try:
-                Settings(**{info.field_name: value})
-            except UsageError as error:
-                raise ValueError(str(error)) from error
+    def _no_flags(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and required_type(cls.model_fields[str(info.field_name)]) is not bool:
+            raise ValueError("must not be a flag")
         return value
 
 
+def _finetuning(names: tuple[str, ...], **defaults: Any) -> Any:
+    """A model of these settings of fine-tuning, with their types and limits, some with other defaults."""
+    found: dict[str, Any] = {}
+    for name in names:
+        field = copy(FinetuneConfig.model_fields[name])
+        field.default = defaults.get(name, field.default)
+        found[name] = (field.annotation, field)
+    return create_model("_Finetuning", __base__=_Section, **found)
+
+
 if TYPE_CHECKING:
-    _SharedSettings, _Regularizers = _Strict, _Strict
+
+    class _SharedSettings(_Section): ...
+
+    class _Regularizers(_Section): ...
 else:
-    _SharedSettings = create_model(
-        "_SharedSettings", __base__=_Strict, **_finetuning(_SHARED, opt="sgd", clip_grad=None, augment=False)
-    )
-    _Regularizers = create_model("_Regularizers", __base__=_Strict, **_finetuning(REGULARIZERS))
-
-
-class _At(ValueError):
-    """An error about a value deeper inside of what is being validated."""
-
-    def __init__(self, text: str, *path: str | int) -> None:
-        super().__init__(text)
-        self.path = path
+    _SharedSettings = _finetuning(SHARED, opt="sgd", clip_grad=None, augment=False)
+    _Regularizers = _finetuning(REGULARIZERS)
 
 
 def regularizers(value: Any) -> Regularization:
     """One value of the axis: ``none``, or a mapping of training settings; what is 0 anyway is left out.
+
+    :raises SettingError: if a setting is unknown, or cannot have that value.
 
     >>> regularizers({"weight_decay": 5e-4, "dropout": 0.1, "mixup": 0}), regularizers("none")
     ((('drop', 0.1), ('weight_decay', 0.0005)), ())
@@ -223,66 +216,67 @@ def regularizers(value: Any) -> Regularization:
     if isinstance(value, (tuple, list)) and all(isinstance(v, (tuple, list)) and len(v) == 2 for v in value):
         value = dict(value)
     if not isinstance(value, Mapping):
-        raise ValueError(
-            f"regularization={_shown(value)} should be none or a mapping, such as {{weight_decay: 5.0e-4}}"
-        )
-    if "dropout" in value:
-        if "drop" in value:
-            raise _At("'dropout' and 'drop' are the same; give one of them", "dropout")
-        value = {"drop" if key == "dropout" else key: number for key, number in value.items()}
-    found = _Regularizers.model_validate(dict(value)).model_dump(exclude_unset=True)
+        text = f"regularization={_shown(value)} must be none or a mapping, such as {{weight_decay: 5.0e-4}}"
+        raise SettingError(text)
+    for key in value:
+        if key not in (*REGULARIZERS, "dropout"):
+            text = f"unknown regularization {_shown(key)}; {suggest(str(key), (*REGULARIZERS, 'dropout'))}"
+            raise SettingError(text, (key,))
+    if "dropout" in value and "drop" in value:
+        raise SettingError("'dropout' and 'drop' are the same; give one of them", ("dropout",))
+    renamed = {"drop" if key == "dropout" else key: number for key, number in value.items()}
+    found = _Regularizers(**renamed).model_dump(exclude_unset=True)
     # A network may have a dropout of its own, which 0 takes away; all others are 0 by themselves.
     return tuple(sorted((name, v) for name, v in found.items() if v or name in ("drop", "drop_path")))
 
 
-OneRegularization = Annotated[Regularization, BeforeValidator(regularizers)]
-
-
 class Training(_SharedSettings):
-    """How every cell is trained: settings of fine-tuning, and these keys.
-
-    epochs, steps   how long: one of the two; 8 epochs if neither is given
-    lr_batch_size   the learning rates of the grid are for batches of this size, and scaled linearly for others
-                    (Goyal et al., arXiv:1706.02677): lr · batch_size / lr_batch_size. None: not scaled
-    train_images, test_images   at most this many, chosen by a fixed seed; None: all
-    image_size      height and width in pixels; None: the network's own
-    judge           when the network is tested: ``epoch`` (after every one) or ``last`` (at the end)
+    """How every cell is trained: settings of fine-tuning, and these.
 
     >>> Training().epochs, Training(steps=100).epochs, Training(optimizer="adamw").settings()["opt"]
     (8, None, 'adamw')
     """
 
-    epochs: Count | None = None
-    steps: Count | None = None
-    lr_batch_size: Count | None = 32
-    train_images: Count | None = None
-    test_images: Count | None = None
-    image_size: Count | None = None
-    judge: Literal["last", "epoch"] = "last"
+    what: ClassVar[str] = "training"
+
+    epochs: int | None = setting(None, "Passes over the images; 8 if no steps are given.", ge=1)
+    steps: int | None = setting(None, "Updates, instead of passes.", ge=1)
+    lr_batch_size: int | None = setting(
+        32, "The learning rates of the grid are for batches of this size, and scaled linearly for others (Goyal et "
+        "al., arXiv:1706.02677): lr · batch_size / lr_batch_size. None: not scaled.", ge=1
+    )  # fmt: skip
+    train_images: int | None = setting(None, "At most this many, chosen by a fixed seed. None: all.", ge=1)
+    test_images: int | None = setting(None, "At most this many, chosen by a fixed seed. None: all.", ge=1)
+    image_size: int | None = setting(None, "Height and width in pixels. None: the network's own.", ge=1)
+    judge: Literal["last", "epoch"] = setting("last", "Test after every epoch, or at the end alone.")
+
+    def __init__(self, **values: Any) -> None:
+        if "optimizer" in values:
+            if "opt" in values:
+                raise SettingError("'optimizer' and 'opt' are the same; give one of them", ("optimizer",))
+            values = {"opt" if key == "optimizer" else key: value for key, value in values.items()}
+        if values.get("epochs") is not None and values.get("steps") is not None:
+            raise SettingError("give epochs or steps, and not both", ("steps",))
+        if values.get("epochs") is None and values.get("steps") is None:
+            values["epochs"] = 8
+        super().__init__(**values)
 
     @field_validator("opt", check_fields=False)
     @classmethod
     def _known_optimizer(cls, name: str) -> str:
-        return _optimizer(name)
+        if name not in OPTIMIZERS:
+            from timm.optim import list_optimizers  # slow, and needed for rare names only
 
-    @model_validator(mode="before")
-    @classmethod
-    def _length(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        values = dict(values)
-        if "optimizer" in values:
-            if "opt" in values:
-                raise _At("'optimizer' and 'opt' are the same; give one of them", "optimizer")
-            values["opt"] = values.pop("optimizer")
-        if values.get("epochs") is not None and values.get("steps") is not None:
-            raise _At("give epochs or steps, and not both", "steps")
-        return values if values.get("steps") is not None or values.get("epochs") is not None else values | {"epochs": 8}
+            known = [str(each) for each in list_optimizers()]
+            if name not in known:
+                near = suggest(name, known, otherwise="") or suggest(name, OPTIMIZERS)
+                raise SettingError(f"unknown optimizer {_shown(name)}; {near}", ("opt",))
+        return name
 
     def settings(self) -> dict[str, Any]:
         """The settings of fine-tuning in it, by their names there."""
         length = {"epochs": self.epochs} if self.steps is None else {"steps": self.steps}
-        return {**{name: getattr(self, name) for name in _SHARED}, **length}
+        return {**{name: getattr(self, name) for name in SHARED}, **length}
 
     def scaled(self, lr: float, batch_size: int) -> float:
         """The learning rate for batches of that size.
@@ -296,18 +290,20 @@ class Training(_SharedSettings):
 class Pretraining(Training):
     """How a BatchNorm network is trained before it is converted, once for each model, activation and seed.
 
-    dataset         what it is trained on; None: the data set of the cell that starts from it
-    learning_rate   for batches of ``lr_batch_size``, scaled like those of the grid
-    batch_size      images per update
-    regularization  as one value of the grid's axis
-
     In a grid, what is not given is as under ``training``.
     """
 
-    dataset: Words | None = None
-    learning_rate: Rate = 0.1
-    batch_size: Count = 32
-    regularization: OneRegularization = ()
+    what: ClassVar[str] = "pretraining"
+
+    dataset: Words | None = setting(None, "What it is trained on. None: the data set of the cell that starts from it.")
+    learning_rate: float = setting(0.1, "For batches of lr_batch_size, scaled like those of the grid.", gt=0)
+    batch_size: int = setting(32, "Images per update.", ge=1)
+    regularization: Regularization = setting((), "One value of the axis.")
+
+    def __init__(self, **values: Any) -> None:
+        with _within("regularization"):
+            values["regularization"] = regularizers(values.get("regularization"))
+        super().__init__(**values)
 
     def original(self, cell: Cell) -> Cell:
         """The run that trains the network which a cell starts from: the same one for every norm and learning rate.
@@ -326,41 +322,20 @@ class Pretraining(Training):
 # The grid
 
 
-class GridError(UsageError):
-    """A value that a grid cannot have; ``path`` tells where it is."""
-
-    def __init__(self, text: str, path: tuple[str | int, ...] = ()) -> None:
-        super().__init__(text)
-        self.path = path
-
-
-class Grid(_Strict):
+class Grid(_Section):
     """The axes of a study, and what all its cells share. Every axis takes one value, or a list, and becomes a tuple.
 
-    models          timm names, ``resnet8``, … (see :class:`~normsurgeon.study.records.Cell`)
-    norms           ``bn``, a target of normsurgeon, or ``gn:N`` for GroupNorm with N groups
-    datasets        data specs
-    batch_sizes     images per update
-    activations     ``default``, or timm's name of one
-    preprocessing   see :mod:`normsurgeon.study.preprocessing`
-    regularization  ``none``, or a mapping of training settings; weight decay is 0 where it is not named
-    learning_rates  before they are scaled by the batch size, see :class:`Training`
-    start           ``scratch`` (or ``random``: the same), or ``converted``
-    seeds           a count (3 is 0, 1, 2), or a list of seeds
-    pretraining     how the BatchNorm networks are trained that ``start: converted`` starts from; None: it starts from
-                    published weights, or from those of a file
-    analysis        whether each trained network is analysed
-    keep_checkpoints   whether each is kept
-    name, title     of the study; the name is a folder's name too
+    docs/study.md explains the keys. ``seeds`` is a count (3 is 0, 1, 2) or a list; ``training`` and ``pretraining``
+    may be mappings.
 
-    :raises UsageError: if a key or a value is not possible; the nearest name is offered.
+    :raises SettingError: if a key or a value is not possible; the nearest name is offered.
 
     >>> grid = Grid(models="resnet8", norms=["bn", "gn:8"], datasets="digits", seeds=2)
     >>> [(cell.norm, cell.seed) for cell in grid.cells()]
     [('bn', 0), ('bn', 1), ('gn:8', 0), ('gn:8', 1)]
     >>> Grid(models="resnet8", norms="gn", datasets="digits", batchsizes=8)
     Traceback (most recent call last):
-    normsurgeon.study.grid.GridError: unknown key 'batchsizes'; did you mean batch_sizes?
+    normsurgeon._util.config.SettingError: unknown key 'batchsizes'; did you mean batch_sizes?
     """
 
     models: Axis[Words]
@@ -368,13 +343,13 @@ class Grid(_Strict):
     datasets: Axis[Words]
     batch_sizes: Axis[Count] = (32,)
     activations: Axis[Annotated[str, BeforeValidator(lambda v: _one_of("activation", v, ACTIVATIONS))]] = ("default",)
-    preprocessing: Axis[
-        Annotated[str, BeforeValidator(lambda v: _one_of("pre-processing", "none" if v is None else v, PREPROCESSING))]
-    ] = ("standard",)
-    regularization: Axis[OneRegularization] = ((),)
+    preprocessing: Axis[Annotated[str, BeforeValidator(_preprocessing)]] = ("standard",)
+    regularization: Axis[Regularization] = ((),)
     learning_rates: Axis[Rate] = (0.1,)
     start: Axis[Annotated[str, BeforeValidator(lambda v: _one_of("start", v, STARTS))]] = ("scratch",)
-    seeds: Annotated[Axis[Annotated[int, Strict(), Field(ge=0, le=MAX_SEED)]], BeforeValidator(_seeds)] = (0, 1, 2)
+    seeds: Annotated[
+        Axis[Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]], BeforeValidator(_seeds)
+    ] = (0, 1, 2)  # fmt: skip
     training: Training = Training()
     pretraining: Pretraining | None = None
     analysis: bool = False
@@ -383,56 +358,43 @@ class Grid(_Strict):
     title: str = ""
 
     def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            path, text = _explained(error)
-            raise GridError(text, path) from None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _inherit(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What is not given under ``pretraining`` is as under ``training``."""
+        _check_keys("", values)
+        for key, example in _EXAMPLES.items():
+            if key not in values:
+                raise SettingError(f"the key {key!r} is missing; add it, as in {key}: {example}")
         values = {key: value for key, value in values.items() if value is not None or key not in ("training", "title")}
-        own, shared = values.get("pretraining"), values.get("training", {})
-        if isinstance(shared, Training):
-            shared = shared.model_dump(mode="json")
-        if not isinstance(own, Mapping) or not isinstance(shared, Mapping):
-            return values
-        for key in _OF_THE_STUDY:
-            if key in own:
-                text = f"{key!r} is no key of pretraining; all networks of a study share that of training"
-                raise _At(text, "pretraining", key)
-        replaced: set[str] = {"judge"}
-        for names in (("epochs", "steps"), ("opt", "optimizer")):
-            replaced |= set(names) if any(own.get(name) is not None for name in names) else set()
-        return {**values, "pretraining": {**{k: v for k, v in shared.items() if k not in replaced}, **own}}
+        shared, own = values.get("training", {}), values.get("pretraining")
+        values["training"] = _section(Training, shared)
+        if own is not None:
+            values["pretraining"] = _section(Pretraining, own, _inherited(own, values["training"]))
+        values["regularization"] = _regularizations(values.get("regularization", ((),)))
+        try:
+            super(Config, self).__init__(**values)
+        except ValidationError as error:
+            raise _explained(error) from None
 
     @model_validator(mode="after")
     def _checked(self) -> Grid:
         lengths = {axis: len(getattr(self, axis)) for axis in _GRID_AXES}
         if (cells := math.prod(lengths.values())) > MAX_CELLS:
             product = " × ".join(f"{n} {axis.replace('_', ' ')}" for axis, n in lengths.items() if n > 1)
-            raise ValueError(f"the grid has {product} = {cells:,} cells, more than {MAX_CELLS:,}; shorten an axis")
-        converted = "converted" in self.start
-        if self.pretraining is None:
-            bare = [name for name in self.models if name in SMALL_RESNETS]
-            if converted and bare:
-                raise _At(
-                    f"start: converted starts from trained weights, and there are none of {bare[0]}; add "
-                    "pretraining: {epochs: 8}, which trains them, or give a file of weights as the model", "start"
-                )  # fmt: skip
-            return self
-        if not converted:
-            raise _At(
+            raise SettingError(f"the grid has {product} = {cells:,} cells, more than {MAX_CELLS:,}; shorten an axis")
+        converted, bare = "converted" in self.start, [name for name in self.models if name in SMALL_RESNETS]
+        if converted and bare and self.pretraining is None:
+            raise SettingError(
+                f"start: converted starts from trained weights, and there are none of {bare[0]}; add "
+                "pretraining: {epochs: 8}, which trains them, or give a file of weights as the model", ("start",)
+            )  # fmt: skip
+        if not converted and self.pretraining is not None:
+            raise SettingError(
                 "pretraining trains the networks that start: converted starts from, and no cell does; "
-                "try start: [scratch, converted], or leave it out", "pretraining"
+                "try start: [scratch, converted], or leave it out", ("pretraining",)
             )  # fmt: skip
         for index, name in enumerate(self.models):
-            if os.path.isfile(name):
-                raise _At(
+            if self.pretraining is not None and os.path.isfile(name):
+                raise SettingError(
                     f"{name} is a file of trained weights, and pretraining starts from random ones; "
-                    "leave pretraining out, or name the network", "models", index
+                    "leave pretraining out, or name the network", ("models", index)
                 )  # fmt: skip
         return self
 
@@ -440,26 +402,22 @@ class Grid(_Strict):
     def from_dict(cls, values: Mapping[str, Any]) -> Grid:
         """A grid from the keys of the YAML file; the inverse of ``to_dict``.
 
-        :raises UsageError: if a key is unknown or missing, or a value is not possible.
+        :raises SettingError: if a key is unknown or missing, or a value is not possible.
         """
         if not isinstance(values, Mapping):
             kind = {list: "a list", tuple: "a list", str: "a text"}.get(type(values), _shown(values))
-            raise GridError(f"a study is a mapping with the keys {', '.join(_EXAMPLES)}, …, and this is {kind}")
+            raise SettingError(f"a study is a mapping with the keys {', '.join(_EXAMPLES)}, …, and this is {kind}")
         return cls(**{str(key): value for key, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types that JSON and YAML keep as they are; the keys are those of the file."""
-        plain = self.model_dump(mode="json")
+        plain = super().to_dict()
         plain["regularization"] = [dict(value) or "none" for value in self.regularization]
         if self.pretraining is not None:
             plain["pretraining"]["regularization"] = dict(self.pretraining.regularization) or "none"
             for key in _OF_THE_STUDY:
                 del plain["pretraining"][key]
         return plain
-
-    def changed(self, **values: Any) -> Grid:
-        """This grid with some keys changed, checked again."""
-        return Grid(**{**dict(self), **values})
 
     def cells(self) -> tuple[Cell, ...]:
         """Every combination, in the order of a cell's fields: the seeds vary fastest, then the norms."""
@@ -477,7 +435,7 @@ class Grid(_Strict):
         """This grid with the settings that ``original`` runs are trained with in place of its cells'."""
         assert self.pretraining is not None
         training = Training(**{name: getattr(self.pretraining, name) for name in Training.model_fields})
-        return self.changed(start=("scratch",), training=training, pretraining=None, analysis=False)
+        return self.replace(start=("scratch",), training=training, pretraining=None, analysis=False)
 
     def settings_for(self, cell: Cell) -> dict[str, Any]:
         """The settings of a cell's run, by their names in fine-tuning: it has labels and no teacher.
@@ -522,12 +480,8 @@ def read_grid(path: str | os.PathLike[str]) -> Grid:
         raise UsageError(f"{document.file} is empty; a study has at least models, norms and datasets")
     try:
         return Grid.from_dict({"name": Path(document.file).stem, **values} if isinstance(values, Mapping) else values)
-    except GridError as error:
-        # To pydantic, one value is a list of one, and an optimizer is ``opt``, whichever of its two names the file has.
-        other = tuple("optimizer" if part == "opt" else part for part in error.path)
-        places = [path for path in (error.path, error.path[:1] + error.path[2:], other) if path in document.lines]
-        line = document.line(max(places, key=len, default=error.path))
-        raise UsageError(f"{document.file}, line {line}: {error}") from error
+    except SettingError as error:
+        raise UsageError(f"{document.file}, line {document.line(error.path)}: {error}") from error
 
 
 def find_config(config: str | os.PathLike[str]) -> Path:
@@ -553,52 +507,85 @@ def shipped_configs() -> list[str]:
     return sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
-# Errors
+# Its sections, and its errors
+
+S = TypeVar("S", bound=Training)
 
 
-def _explained(error: ValidationError) -> tuple[tuple[str | int, ...], str]:
-    """The first error of pydantic's in one line, and where it is; unknown keys first, for they explain missing ones."""
-    found = sorted(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")[0]
-    path, value = tuple(found["loc"]), found.get("input")
-    cause = found.get("ctx", {}).get("error")
-    if isinstance(cause, ValidationError):  # of a model inside a validator
-        inner, text = _explained(cause)
-        return (*path, *inner), text
-    if isinstance(cause, _At):
-        return (*path, *cause.path), str(cause)
-    if found["type"] == "extra_forbidden":
-        return path, _unknown_key(path)
-    if found["type"] == "missing":
-        key = str(path[-1])
-        return path[:-1], f"the key {key!r} is missing; add it, as in {key}: {_EXAMPLES[key]}"
-    name = next((str(part) for part in reversed(path) if isinstance(part, str)), "the grid")
-    name = "optimizer" if name == "opt" else name
-    if cause is not None and not str(cause).startswith("should"):  # it names the value itself
-        return path, str(cause)
+def _section(kind: type[S], values: Any, inherited: Mapping[str, Any] | None = None) -> S:
+    """One section of the grid; an error has its path."""
+    name = kind.what
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, Mapping):
+        raise SettingError(f"{name}={_shown(values)} must be a mapping, such as {name}: {{epochs: 8}}", (name,))
+    _check_keys(name, values)
+    try:
+        with _within(name):
+            return kind(**{**(inherited or {}), **values})
+    except SettingError as error:
+        # The optimizer is ``opt`` to pydantic, whichever of its two names it was given by.
+        path, text = error.path, str(error)
+        if path[1:] == ("opt",) and "optimizer" in values:
+            path, text = (name, "optimizer"), text.replace("opt=", "optimizer=", 1)
+        raise SettingError(text, path) from None
+
+
+def _inherited(own: Any, training: Training) -> dict[str, Any]:
+    """What a pretraining takes from the training: everything that it does not replace."""
+    own = own if isinstance(own, Mapping) else {}
+    replaced = {"judge"}
+    for names in (("epochs", "steps"), ("opt", "optimizer")):
+        replaced |= set(names) if any(own.get(name) is not None for name in names) else set()
+    return {name: value for name, value in training if name not in replaced}
+
+
+def _regularizations(value: Any) -> Any:
+    """The axis: each of its values with its place."""
+    if not isinstance(value, (list, tuple)):
+        with _within("regularization"):
+            return [regularizers(value)]
+    found = []
+    for index, each in enumerate(value):
+        with _within("regularization", index):
+            found.append(regularizers(each))
+    return found
+
+
+def _check_keys(section: str, values: Mapping[str, Any]) -> None:
+    """:raises SettingError: if a key is unknown: with what it may have meant, or where it belongs."""
+    model: type[Config] = {"training": Training, "pretraining": Pretraining}.get(section, Grid)
+    known = [name for name in model.model_fields if section != "pretraining" or name not in _OF_THE_STUDY]
+    others = (*Training.model_fields, "optimizer")
+    for key in map(str, values):
+        if key in known or (section and key == "optimizer"):
+            continue
+        short = _MEANT.get(key)
+        if key in (*REGULARIZERS, "dropout"):
+            advice = "it goes under regularization"
+        elif section == "pretraining" and key in _OF_THE_STUDY:
+            advice = "all networks of a study share that of training"
+        elif not section and key in others:
+            advice = "it goes under training"
+        elif short and section == "training":
+            advice = f"it is the axis {short}, next to training"
+        elif short:
+            advice = f"did you mean {short if not section else short.removesuffix('s')}?"
+        else:
+            names = [*known, "optimizer"] if section else known
+            advice = suggest(key.replace("-", "_"), names, cutoff=0.6)
+        under = f" under {section}" if section else ""
+        raise SettingError(f"unknown key {_shown(key)}{under}; {advice}", (section, key) if section else (key,))
+
+
+def _explained(error: ValidationError) -> SettingError:
+    """The first of pydantic's errors about an axis in one line, with its place."""
+    found = error.errors(include_url=False)[0]
+    path, value = tuple(found["loc"]), found["input"]
+    reason = found["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    if not reason.startswith("must"):  # it names the value itself
+        return SettingError(reason, path)
     if value is None:
-        return path, f"{name} is empty; give a value, or leave the line out"
-    if found["type"] in ("model_type", "model_attributes_type"):
-        return path, f"{name}={_shown(value)} should be a mapping, such as {name}: {{epochs: 8}}"
-    reason = str(cause) if cause is not None else found["msg"].replace("Input should", "should", 1)
+        return SettingError(f"{path[0]} is empty; give a value, or leave the line out", path)
     quotes = "; put it in quotes" if found["type"] == "string_type" and not isinstance(value, (list, dict)) else ""
-    return path, f"{name}={_shown(value)} {reason}{quotes}"
-
-
-def _unknown_key(path: tuple[str | int, ...]) -> str:
-    """What a key may have meant, and where it belongs if that is somewhere else."""
-    key, (section, *_) = str(path[-1]), (*path[:-1], "")
-    models: dict[Any, type[BaseModel]] = {"training": Training, "pretraining": Pretraining, "": Grid}
-    if section not in models:
-        return f"unknown regularization {_shown(key)}; {suggest(key, (*REGULARIZERS, 'dropout'))}"
-    known = [name for name in models[section].model_fields if section != "pretraining" or name not in _OF_THE_STUDY]
-    start = f"unknown key {_shown(key)}" + (f" under {section}" if section else "")
-    if key in (*REGULARIZERS, "dropout"):
-        return f"{start}; it goes under regularization"
-    if not section and key in (*Training.model_fields, "optimizer"):
-        return f"{start}; it goes under training"
-    if section == "pretraining" and key in ("lr", "learning_rates"):
-        return f"{start}; did you mean learning_rate?"
-    if key in _MEANT:
-        axis = _MEANT[key]
-        return f"{start}; it is the axis {axis}, next to training" if section else f"{start}; did you mean {axis}?"
-    return f"{start}; {suggest(key.replace('-', '_'), [*known, *(['optimizer'] if section else [])], cutoff=0.6)}"
+    return SettingError(f"{path[0]}={_shown(value)} {reason}{quotes}", path)

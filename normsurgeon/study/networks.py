@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import os
 
-from timm.layers import activations as timm_activations
-from timm.layers import get_act_layer
 from torch import nn
-from torch.nn.modules import activation as torch_activations
 
 from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
 from normsurgeon.data.transforms import DataConfig
@@ -21,10 +18,7 @@ from normsurgeon.models.small_resnets import SMALL
 from normsurgeon.study.records import Cell
 from normsurgeon.surgery.convert import convert
 from normsurgeon.surgery.plain_swap import plain_swap
-from normsurgeon.surgery.swap_layers import swap_layers
-
-GATES = ("Sigmoid", "Hardsigmoid", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "MultiheadAttention", "GLU")
-"""Classes of torch's activation module that are no activation of a layer: gates, probabilities, attention."""
+from normsurgeon.surgery.swap_activations import with_activation
 
 
 def build_network(cell: Cell, classes: int, channels: int, original: nn.Module | None = None) -> nn.Module:
@@ -89,39 +83,3 @@ def _is_timm(name: str) -> bool:
         return ModelSource.parse(name).kind == "timm" and not name.endswith((".safetensors", ".pt", ".pth"))
     except Exception:
         return False
-
-
-def with_activation(model: nn.Module, name: str) -> nn.Module:
-    """A copy of a network whose activations are all ``name`` (timm's names); gates keep theirs.
-
-    :raises UsageError: if timm has no such activation, or the network's activations are no modules.
-
-    >>> net = with_activation(SMALL["resnet8"](), "silu")
-    >>> net.act1, net.layer1[0].act2
-    (SiLU(inplace=True), SiLU(inplace=True))
-    """
-    try:
-        made = get_act_layer(name)
-    except (KeyError, AssertionError):
-        made = None
-    if made is None:
-        raise UsageError(f"timm has no activation {name!r}; try relu, silu, gelu or leaky_relu")
-
-    def build(old: nn.Module) -> nn.Module:
-        return made(inplace=True) if getattr(old, "inplace", False) else made()
-
-    if not any(is_activation(module) for module in model.modules()):
-        raise UsageError(f"the activations of {type(model).__name__} are no modules, and cannot be swapped for {name}")
-    training = model.training
-    return swap_layers(model, lambda path, module: is_activation(module), build).model.train(training)
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation function (of torch's or timm's), and no gate.
-
-    >>> is_activation(nn.ReLU()), is_activation(nn.Sigmoid()), is_activation(nn.Linear(2, 2))
-    (True, False, False)
-    """
-    home = type(module).__module__
-    known = (torch_activations.__name__, timm_activations.__name__, "timm.layers.activations_me")
-    return home in known and type(module).__name__ not in GATES

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from typing_extensions import Self
 
 from normsurgeon._util.suggest import suggest
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference import moments
 
 SMALLEST = 1e-6
 """A standard deviation or range below this is rounding, and is not divided by."""
@@ -70,8 +69,8 @@ class Standard(Preprocessing):
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> Self:
         """The mean and standard deviation of each channel."""
-        mean_C, var_C = _moments(batches)
-        return cls(mean_C, _divisor(var_C.sqrt()))
+        mean_C, covariance_CC = _covariance(_channels(batches))
+        return cls(mean_C, _divisor(covariance_CC.diagonal().sqrt()))
 
     def __call__(self, x_NCHW: Tensor) -> Tensor:
         """The images with mean 0 and variance 1 over the training images."""
@@ -87,7 +86,7 @@ class ZeroMean(Standard):
     @classmethod
     def fit(cls, batches: Iterable[Tensor]) -> Self:
         """The mean of each channel."""
-        mean_C, _ = _moments(batches)
+        mean_C, _ = _covariance(_channels(batches))
         return cls(mean_C, torch.ones_like(mean_C))
 
 
@@ -229,18 +228,16 @@ class Zca(Preprocessing):
 
         :raises UsageError: if images have more than 3·32·32 values: W would have the square of that.
         """
-        count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
-        for x in batches:
-            cls.check_size(tuple(x.shape[1:]))
-            x_ND = x.flatten(1)
-            mean_D, more = x_ND.mean(0), len(x_ND)
-            delta, total = mean_D - mean, count + more
-            centred_ND = x_ND - mean_D
-            scatter = scatter + centred_ND.mT @ centred_ND + torch.outer(delta, delta) * (count * more / total)
-            mean, count = mean + delta * (more / total), total
-        values, vectors = torch.linalg.eigh(scatter / count)
-        whitening = (vectors * (values.clamp(min=0) + eps).rsqrt()) @ vectors.mT
-        return cls(mean.float(), whitening.float(), eps)
+
+        def vectors() -> Iterator[Tensor]:
+            for x in batches:
+                cls.check_size(tuple(x.shape[1:]))
+                yield x.flatten(1)
+
+        mean_D, covariance_DD = _covariance(vectors())
+        values, directions = torch.linalg.eigh(covariance_DD)
+        whitening = (directions * (values.clamp(min=0) + eps).rsqrt()) @ directions.mT
+        return cls(mean_D.float(), whitening.float(), eps)
 
     @classmethod
     def check_size(cls, shape: tuple[int, ...]) -> None:
@@ -329,14 +326,27 @@ def _checked(images: Tensor | Iterable[Tensor], most: int) -> Iterator[Tensor]:
         raise DataError("there are no training images to fit the pre-processing to")
 
 
-def _moments(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean and population variance of each channel, (C,) each in float64, in one pass."""
-    table: Any = None
-    for x_NCHW in batches:
-        table = moments.empty(x_NCHW.shape[1]) if table is None else table
-        moments.update(table, x_NCHW.flatten(2))
-    mean_C, m2_C, count_C = (torch.from_numpy(table[:, column]) for column in (moments.MEAN, moments.M2, moments.COUNT))
-    return mean_C, m2_C / count_C
+def _covariance(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean (D,) and the population covariance (D, D) of vectors (N, D), in one pass.
+
+    The pairwise update of Chan, Golub & LeVeque (1979): it loses no digits if the mean is large and the variance small.
+
+    >>> _covariance([torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+    (tensor([3.]), tensor([[4.6667]]))
+    """
+    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    for x_ND in batches:
+        mean_D, more = x_ND.mean(0), len(x_ND)
+        delta, total = mean_D - mean, count + more
+        centred_ND = x_ND - mean_D
+        scatter = scatter + centred_ND.mT @ centred_ND + torch.outer(delta, delta) * (count * more / total)
+        mean, count = mean + delta * (more / total), total
+    return mean, scatter / count
+
+
+def _channels(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The pixels of images as vectors of channels, (N·H·W, C)."""
+    return (x_NCHW.transpose(0, 1).flatten(1).mT for x_NCHW in batches)
 
 
 def _percentile(sorted_ND: Tensor, percent: float) -> Tensor:
