@@ -11,8 +11,7 @@ import pytest
 from normsurgeon_cli.app import app
 from typer.testing import CliRunner
 
-from normsurgeon.study import shipped
-from normsurgeon.study.grid import read_grid
+from normsurgeon.study.grid import find_config, read_grid, shipped_configs
 
 TINY = """\
 name: tiny
@@ -88,7 +87,7 @@ def test_networks_that_cells_begin_from_have_lines_of_their_own_and_are_no_cells
     done = run("study", config, "--jobs", "1", "--json")
     assert done.exit_code == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if "norm " in line]
-    assert lines[0].startswith("0/2  to begin from: norm bn: ")
+    assert lines[0].startswith("0/2  pretraining: norm bn: ")
     assert [line.split(": ")[0] for line in lines[1:]] == ["1/2  norm bn", "2/2  norm gn"]
     document = json.loads(done.stdout)
     assert document["counts"]["done"] == len(document["cells"]) == 2
@@ -113,7 +112,7 @@ def test_networks_that_cells_begin_from_have_lines_of_their_own_and_are_no_cells
         (("tiny.yaml", "--engine", "spark"), 2, "there is no engine 'spark'; it is local or ray"),
         (("tiny.yaml", "--ray-address", "auto"), 2, "--ray-address goes with --engine ray"),
         (("tiny.yaml", "--html", "page.txt"), 2, "page.txt: the report is a page, and its name must end in .html"),
-        (("bad.yaml",), 2, "bad.yaml:2: unknown norm 'gm'; did you mean 'gn'?"),
+        (("bad.yaml",), 2, "bad.yaml, line 2: unknown norm 'gm'; did you mean gn?"),
         (
             ("missing.yaml",),
             1,
@@ -134,17 +133,17 @@ def test_bad_input_is_one_line(run, config, monkeypatch, arguments, code, messag
 
 
 def test_every_shipped_study_is_valid_and_found_by_its_name(run, tmp_path):
-    for name in shipped.names():
-        assert read_grid(shipped.find(name)).name == Path(name).stem
-        assert shipped.find(Path(name).stem) == shipped.find(name)
+    for name in shipped_configs():
+        assert read_grid(find_config(name)).name == Path(name).stem
+        assert find_config(Path(name).stem) == find_config(name)
     (tmp_path / "quick.yaml").write_text(TINY)
-    assert shipped.find("quick.yaml") == Path("quick.yaml")  # one's own file comes first
+    assert find_config("quick.yaml") == Path("quick.yaml")  # one's own file comes first
 
 
 def test_validating_a_study_imports_no_torch(config):
     code = (
-        "import sys; from normsurgeon.study import shipped; from normsurgeon.study.grid import read_grid; "
-        f"read_grid(shipped.find({str(config)!r})); sys.exit('torch' in sys.modules)"
+        "import sys; from normsurgeon.study.grid import find_config, read_grid; "
+        f"read_grid(find_config({str(config)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

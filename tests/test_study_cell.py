@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from tiny_study import GRID, TINY, without_time
 
+from normsurgeon.data import datasets
+from normsurgeon.data.datasets import DataSet, open_data
 from normsurgeon.data.feeding import TensorSamples
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.study import preparing
+from normsurgeon.study.cell import run_cell
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
-from normsurgeon.study.preparing import DataSet, open_data
 from normsurgeon.study.records import Cell, Epoch, Outcome, finite
-from normsurgeon.study.running import run_cell
 from normsurgeon.study.store import open_store
 
 
@@ -30,9 +30,8 @@ def test_a_cell_that_diverges_is_an_outcome():
 
 
 def test_numbers_that_are_not_finite_are_stored_as_none(tmp_path):
-    outcome = finite(
-        Outcome(Cell("m", "d"), "done", correct=1, images=2, curve=(Epoch(1.0, 1, float("inf"), 0.5, 2.0),))
-    )
+    made = Outcome(Cell("m", "d"), "done", correct=1, images=2, curve=(Epoch(1.0, 1, float("inf"), 0.5, 2.0),))
+    outcome = Outcome.from_dict(finite(made.to_dict()))
     assert outcome.curve == (Epoch(1.0, 1, None, 0.5, 2.0),)
     with open_store(tmp_path) as store:
         store.write(outcome)
@@ -52,7 +51,7 @@ def test_a_cell_that_fails_says_what_happened(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the disk\nis on fire")
 
-    monkeypatch.setattr("normsurgeon.study.running.finetune", broken)
+    monkeypatch.setattr("normsurgeon.study.cell.finetune", broken)
     outcome = run_cell(grid, grid.cells()[0])
     assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
 
@@ -96,10 +95,10 @@ def test_training_and_test_folders_have_the_same_classes(tmp_path):
 
 
 @pytest.mark.parametrize("judge", ["last", "epoch"])
-def test_images_that_do_not_fit_into_memory_are_read_anew_and_give_the_same(judge, monkeypatch):
+def test_images_that_do_not_fit_into_memory_are_read_again_and_give_the_same(judge, monkeypatch):
     grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 64, "seeds": 1, "training": {**TINY, "judge": judge}})
     held = run_cell(grid, grid.cells()[0])
-    monkeypatch.setattr(preparing, "MOST_BYTES", 0)
+    monkeypatch.setattr(datasets, "MAX_BYTES", 0)
     monkeypatch.setattr(TensorSamples, "__init__", lambda *_: pytest.fail("the images were held"))
     again = run_cell(grid, grid.cells()[0])
     assert again.correct == held.correct
@@ -107,7 +106,7 @@ def test_images_that_do_not_fit_into_memory_are_read_anew_and_give_the_same(judg
 
 
 def test_preprocessing_is_fitted_to_images_from_all_over_the_split(monkeypatch):
-    monkeypatch.setattr(preparing, "MOST_IMAGES", 10)
+    monkeypatch.setattr(datasets, "MAX_IMAGES", 10)
     seen: list[int] = []
 
     class Source(list):
@@ -118,7 +117,7 @@ def test_preprocessing_is_fitted_to_images_from_all_over_the_split(monkeypatch):
             return Image.new("L", (8, 8), index), 0
 
     config = DataConfig.of(build_network(Cell("resnet8", "digits"), 10, 1))
-    preparing._fitted(DataSet("d", Source(range(19)), (), 10, 1), config, None, "standard")
+    datasets._fitted(DataSet("d", Source(range(19)), (), 10, 1), config, None, "standard")
     assert seen == list(range(0, 19, 2))
 
 
@@ -204,9 +203,9 @@ def test_a_batch_larger_than_the_data_is_skipped():
 def test_a_stop_in_the_last_update_of_a_cell_is_not_lost():
     grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 32, "seeds": 1})
 
-    def press(row) -> None:
-        if row["step"] == row["steps"]:
+    def press(share) -> None:
+        if share == 1:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        run_cell(grid, grid.cells()[0], on_progress=press)
+        run_cell(grid, grid.cells()[0], on_share=press)

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from sample_study import full_study, null_study, run, study
 from scipy import stats
 
-from normsurgeon.study.findings import CLAIMS, MOST, Finding, findings
+from normsurgeon.study.findings import CLAIMS, MAX_SENTENCES, StudyFinding, findings
 from normsurgeon.study.records import Results
 from normsurgeon.study.statistics import comparisons, ranking
 
 
-def said(results: Results) -> tuple[Finding, ...]:
+def found_in(results: Results) -> tuple[StudyFinding, ...]:
     compared = comparisons(results)
     return findings(results, compared, ranking(results, compared))
 
 
 def texts(results: Results, kind: str) -> list[str]:
-    return [finding.text for finding in said(results) if finding.kind == kind]
+    return [finding.text for finding in found_in(results) if finding.kind == kind]
 
 
 @pytest.mark.parametrize(("seeds", "norms"), [(3, ("bn", "gn", "ln")), (5, ("bn", "gn", "ln", "in", "rms"))])
 def test_no_sentence_claims_a_difference_on_noise(seeds: int, norms: tuple[str, ...]) -> None:
     """200 studies of nothing: those with any claim are 5 % at most, within the binomial's 99.9 %."""
-    wrong = sum(any(finding.kind in CLAIMS for finding in said(null_study(i, norms, seeds=seeds))) for i in range(200))
+    wrong = sum(
+        any(finding.kind in CLAIMS for finding in found_in(null_study(i, norms, seeds=seeds))) for i in range(200)
+    )
     assert wrong <= stats.binom.ppf(0.999, 200, 0.05)
 
 
 def test_a_claim_has_its_number_in_every_sentence() -> None:
-    found = [finding for finding in said(full_study()) if finding.kind in CLAIMS]
+    found = [finding for finding in found_in(full_study()) if finding.kind in CLAIMS]
     assert {finding.kind for finding in found} == set(CLAIMS)
     for finding in found:
         assert finding.numbers["significant"] is True
@@ -41,7 +43,7 @@ def test_a_claim_has_its_number_in_every_sentence() -> None:
 
 
 def test_the_headline_is_the_interaction_with_the_batch_size() -> None:
-    first = said(full_study())[0]
+    first = found_in(full_study())[0]
     assert first.kind == "batch size"
     assert first.text.startswith(
         "The smaller the batch, the better gn does against bn: with each halving from 32 to 2, on average, bn loses "
@@ -51,7 +53,7 @@ def test_the_headline_is_the_interaction_with_the_batch_size() -> None:
     assert first.numbers["batch_sizes"] == [2, 8, 32]
 
 
-def test_a_difference_is_told_from_the_better_norms_side() -> None:
+def test_a_difference_is_stated_from_the_better_norms_side() -> None:
     results = study({"bn": [800, 806, 803, 795, 801], "gn": [900, 912, 905, 893, 900]})
     assert texts(results, "difference") == [
         "gn beats bn by 10.1 points (95 % CI 9.7 to 10.5; g = 25.48, Holm p < 0.0001, n = 5 seeds)."
@@ -67,7 +69,7 @@ def test_no_difference_is_a_sentence_that_says_what_is_not_ruled_out() -> None:
     assert not texts(results, "difference")
 
 
-def test_identical_results_are_told_as_such() -> None:
+def test_identical_results_have_a_sentence() -> None:
     results = study({"bn": [900, 912, 905], "affine": [900, 912, 905]})
     assert texts(results, "identical") == ["bn and affine came to the same accuracy with each of 3 seeds."]
 
@@ -78,7 +80,7 @@ def test_too_few_seeds_are_a_sentence_and_nothing_is_claimed(seeds: int, words: 
     assert texts(results, "too few seeds") == [
         f"{words} to tell norms apart: a difference is tested from 3 seeds on, and 5 or more find smaller ones."
     ]
-    assert not [finding for finding in said(results) if finding.kind in (*CLAIMS, "no difference")]
+    assert not [finding for finding in found_in(results) if finding.kind in (*CLAIMS, "no difference")]
 
 
 def test_one_norm_and_no_result_are_sentences() -> None:
@@ -97,7 +99,7 @@ def test_norms_that_share_no_pair_cannot_be_compared() -> None:
     ]
 
 
-def test_runs_that_are_lost_are_told_with_their_reasons() -> None:
+def test_runs_that_are_lost_are_listed_with_their_reasons() -> None:
     results = full_study()
     assert texts(results, "diverged") == [
         "2 runs of ln diverged (the loss stopped being finite); comparisons count them as 0 right: the loss was nan at "
@@ -118,8 +120,8 @@ def test_a_comparison_with_diverged_runs_says_so_and_what_holds_without_them() -
     )
 
 
-def test_a_setting_is_told_only_where_the_norms_differ_in_the_whole() -> None:
-    found = said(full_study())
+def test_a_setting_has_a_sentence_only_if_the_norms_differ_in_the_whole() -> None:
+    found = found_in(full_study())
     pairs = {(f.numbers["a"], f.numbers["b"]) for f in found if f.kind in ("difference", "batch size")}
     assert {(f.numbers["a"], f.numbers["b"]) for f in found if f.kind == "setting"} <= pairs
 
@@ -128,11 +130,11 @@ def test_at_most_six_sentences_of_a_kind() -> None:
     noise = [0, 3, -2, 1, 4]
     results = study({f"gn:{i}": [900 - 40 * i + (x * (i + 1)) % 7 for x in noise] for i in range(6)})
     found = texts(results, "difference")
-    assert len(found) == MOST + 1
+    assert len(found) == MAX_SENTENCES + 1
     assert found[-1].endswith("more sentences like these: the table of comparisons has the numbers.")
 
 
-def test_the_best_learning_rate_is_told_with_what_is_wrong_with_it() -> None:
+def test_the_best_learning_rate_has_a_sentence_with_its_limits() -> None:
     right = {0.01: 850, 0.1: 900, 1.0: 700}
     results = Results("s", tuple(
         run(at + 5 * seed + (norm == "gn") * (60 * (lr == 1.0) + 200 * (lr == 1.0)), norm=norm, lr=lr, seed=seed)
@@ -144,7 +146,7 @@ def test_the_best_learning_rate_is_told_with_what_is_wrong_with_it() -> None:
     ]
 
 
-def test_what_converted_networks_began_with_is_told() -> None:
+def test_what_converted_networks_began_with_has_a_sentence() -> None:
     results = study({"bn": [900, 910, 905], "gn": [890, 900, 899]})
     began = replace(results, outcomes=tuple(
         replace(o, start_accuracy=0.9 if o.cell.norm == "bn" else 0.4) for o in results.outcomes
@@ -155,6 +157,6 @@ def test_what_converted_networks_began_with_is_told() -> None:
 
 
 def test_findings_are_plain_json() -> None:
-    document = [finding.to_dict() for finding in said(full_study())]
+    document = [asdict(finding) for finding in found_in(full_study())]
     assert json.loads(json.dumps(document, allow_nan=False))[0].keys() == {"kind", "severity", "text", "numbers"}
     assert {entry["severity"] for entry in document} <= {"good", "notice", "warning", "problem"}

@@ -9,8 +9,9 @@ from torch import nn
 
 from normsurgeon.errors import LoadingError, TargetError, UsageError
 from normsurgeon.models.small_resnets import SMALL
-from normsurgeon.study.networks import build_network, is_activation, with_activation
+from normsurgeon.study.networks import build_network
 from normsurgeon.study.records import Cell
+from normsurgeon.surgery.swap_activations import is_activation, with_activation
 
 DIGITS = {"classes": 10, "channels": 1}
 

@@ -16,11 +16,10 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from torch import Tensor
 
+from normsurgeon.data.preprocessing import KINDS, _channels, _covariance, fit
 from normsurgeon.data.sources import open_source
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.study.names import PREPROCESSING
-from normsurgeon.study.pointwise import moments
-from normsurgeon.study.preprocessing import KINDS, fit
+from normsurgeon.study.grid import PREPROCESSING
 
 NAMES = tuple(KINDS)
 FITTED = ("zero-mean", "min-max", "standard", "linear-prediction", "zca")
@@ -225,7 +224,7 @@ def test_no_more_than_so_many_images_are_read(name):
             read.append(number)
             yield pictures(10, 1, 4, 4, seed=number)
 
-    fitted = fit(name, stream(), most_images=25)
+    fitted = fit(name, stream(), max_images=25)
     assert read == [0, 1, 2]
     first = torch.cat([pictures(10, 1, 4, 4, seed=number) for number in range(3)])[:25]
     assert_allclose(fitted(first), fit(name, first)(first), atol=1e-4)
@@ -242,9 +241,9 @@ def test_large_images_are_summed_up_a_few_at_a_time(monkeypatch):
 @given(st.floats(-1e3, 1e3), st.integers(0, 99))
 def test_a_large_mean_costs_the_variance_no_digits(offset, seed):
     x = torch.from_numpy(np.random.default_rng(seed).normal(size=(12, 2, 3, 3))) * 1e-3 + offset
-    mean_C, var_C = moments(x.split(5))
+    mean_C, covariance_CC = _covariance(_channels(x.split(5)))
     assert_allclose(mean_C, x.numpy().mean((0, 2, 3)), rtol=1e-12)
-    assert_allclose(var_C, x.numpy().var((0, 2, 3)), rtol=1e-6)
+    assert_allclose(covariance_CC.diagonal(), x.numpy().var((0, 2, 3)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -264,9 +263,6 @@ def test_fitted_pre_processing_is_frozen_and_survives_pickle(name):
     fitted, x = fit(name, pictures(50)), pictures(3, seed=2)
     again = pickle.loads(pickle.dumps(fitted))
     assert torch.equal(again(x), fitted(x))
-    assert again.describe() == fitted.describe()
-    assert "\n" not in fitted.describe()
-    assert type(fitted.to("cpu")) is type(fitted)
     with pytest.raises(FrozenInstanceError, match="cannot assign to field 'name'"):
         fitted.name = "other"
 
@@ -278,7 +274,7 @@ def test_the_names_are_those_that_a_grid_takes():
 @pytest.mark.parametrize(
     ("name", "images", "kind", "text"),
     [
-        ("standart", pictures(1), UsageError, r"^unknown pre-processing 'standart'; did you mean 'standard'\?$"),
+        ("standart", pictures(1), UsageError, r"^unknown pre-processing 'standart'; did you mean standard\?$"),
         ("standard", (), DataError, r"^there are no training images to fit the pre-processing to$"),
         (
             "standard",

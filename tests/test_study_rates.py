@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from sample_study import BY_RATE, RATES, rates_study, run
 from scipy import stats
 
-from normsurgeon.study.answer import answer
-from normsurgeon.study.rates import RateCurve, RatePoint, rate_curves, unscaled
 from normsurgeon.study.records import Results
+from normsurgeon.study.report import study_report
+from normsurgeon.study.statistics import Point, RateCurve, rate_curves, unscaled
 
 
 def curve(means: list[float], settings: int = 1) -> RateCurve:
-    points = tuple(RatePoint(10.0**k, mean, None, 3, 0) for k, mean in enumerate(means))
+    points = tuple(Point(10.0**k, mean, None, 3, 0) for k, mean in enumerate(means))
     return RateCurve("scratch", "bn", settings, points)
 
 
@@ -25,7 +25,7 @@ def test_every_start_and_norm_has_a_curve_of_means_and_intervals_over_the_seeds(
     found = rate_curves(rates_study())
     assert [(each.start, each.norm, each.settings) for each in found] == [(*key, 1) for key in BY_RATE]
     for each in found:
-        assert [point.rate for point in each.points] == list(RATES)
+        assert [point.x for point in each.points] == list(RATES)
         for point, right in zip(each.points[:3], BY_RATE[each.start, each.norm], strict=False):
             values = np.array([right + 1, right + 3, right + 5]) / 1000
             low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
@@ -53,10 +53,10 @@ def test_the_range_of_good_rates_is_unbroken_and_holds_the_best_one() -> None:
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=8))
 def test_the_best_rate_is_the_lowest_of_the_best_ones(right: list[int]) -> None:
     it = curve([x / 1000 for x in right])
-    assert it.best.rate == 10.0 ** right.index(max(right))
+    assert it.best.x == 10.0 ** right.index(max(right))
     low, high = it.close
-    assert low <= it.best.rate <= high
-    assert all(p.mean >= max(right) / 1000 - 0.02 - 1e-9 for p in it.points if low <= p.rate <= high)
+    assert low <= it.best.x <= high
+    assert all(p.mean >= max(right) / 1000 - 0.02 - 1e-9 for p in it.points if low <= p.x <= high)
 
 
 def test_rates_that_the_batch_size_scaled_are_compared_as_the_grid_gives_them() -> None:
@@ -73,7 +73,7 @@ def test_rates_that_the_batch_size_scaled_are_compared_as_the_grid_gives_them() 
 
 
 def sentences(results: Results) -> list[str]:
-    return [finding.text for finding in answer(results).findings if finding.kind == "sensitivity"]
+    return [finding.text for finding in study_report(results).findings if finding.kind == "sensitivity"]
 
 
 def test_each_start_has_a_sentence_with_the_best_rate_and_those_that_are_as_good() -> None:
@@ -90,8 +90,8 @@ def test_each_start_has_a_sentence_with_the_best_rate_and_those_that_are_as_good
 
 
 def test_a_sentence_has_its_numbers() -> None:
-    finding = next(f for f in answer(rates_study()).findings if f.kind == "sensitivity")
-    numbers = finding.to_dict()["numbers"]
+    finding = next(f for f in study_report(rates_study()).findings if f.kind == "sensitivity")
+    numbers = finding.numbers
     assert (numbers["start"], numbers["lr_batch_size"]) == ("scratch", None)
     assert {key: numbers["norms"]["bn"][key] for key in ("best", "mean", "low", "high")} == {
         "best": 0.1, "mean": pytest.approx(0.903), "low": 0.1, "high": 1.0

@@ -12,16 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from normsurgeon.study.answer import answer
+from normsurgeon.study.plain import plain_text
+from normsurgeon.study.terminal import print_answer
+from normsurgeon.study.training_curves import mean_curves
 from rendering import terminal, visible
 from rich.console import Console
 from sample_study import BY_RATE, RATES, full_study, rates_study, run, study
 
 from normsurgeon.errors import NormSurgeonError, UsageError
-from normsurgeon.study.answer import answer
-from normsurgeon.study.plain import plain_text
 from normsurgeon.study.records import Outcome, Results
-from normsurgeon.study.terminal import print_answer
-from normsurgeon.study.training_curves import mean_curves
 
 NASTY = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'>&[red]x[/red]"
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 from tiny_study import GRID, TINY, without_time
 
+from normsurgeon.data import datasets
+from normsurgeon.data.datasets import open_data, prepare
 from normsurgeon.errors import CheckpointError, DataError, EnvironmentProblem, LoadingError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.evaluate import evaluate
-from normsurgeon.study import experiment, preparing
-from normsurgeon.study.checking import check
+from normsurgeon.study import run
+from normsurgeon.study.cell import config_of, load_kept
 from normsurgeon.study.engines import Work, processes
-from normsurgeon.study.experiment import run_study
 from normsurgeon.study.grid import Grid
-from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Outcome
-from normsurgeon.study.running import config_of, load_kept
+from normsurgeon.study.run import check, run_study
 from normsurgeon.study.store import open_store, read_store
 
 
@@ -71,25 +71,25 @@ def test_ray_gives_the_table_of_one_process(whole, tmp_path):
 
 def test_a_finished_study_runs_nothing_again(whole, monkeypatch):
     folder, outcomes = whole
-    monkeypatch.setattr(experiment, "serial", lambda *args: pytest.fail("a cell ran"))
-    said: list[str] = []
-    assert without_time(run_study(GRID, folder, jobs=1, say=said.append).results.outcomes) == outcomes
-    assert said == [f"12 of 12 cells have their results in {folder} already"]
+    monkeypatch.setattr(run, "serial", lambda *args: pytest.fail("a cell ran"))
+    messages: list[str] = []
+    assert without_time(run_study(GRID, folder, jobs=1, on_message=messages.append).results.outcomes) == outcomes
+    assert messages == [f"12 of 12 cells have their results in {folder} already"]
 
 
 def test_more_seeds_run_only_the_new_cells(whole, tmp_path):
     _, outcomes = whole
     run_study({**GRID, "seeds": 1}, tmp_path, jobs=1)
-    ran: list[Cell] = []
-    result = run_study(GRID, tmp_path, jobs=1, on_progress=lambda told: ran.append(told.cell) if told.outcome else None)
-    assert {cell.seed for cell in ran} == {1}
+    ran: list[dict] = []
+    result = run_study(GRID, tmp_path, jobs=1, on_progress=lambda step: ran.append(step.details))
+    assert {details["cell"].seed for details in ran if details["outcome"]} == {1}
     assert without_time(result.results.outcomes) == outcomes
 
 
 def test_a_study_that_was_killed_goes_on_to_the_same_results(whole, tmp_path):
     _, outcomes = whole
     program = (
-        "import sys\nfrom normsurgeon.study.experiment import run_study\n"
+        "import sys\nfrom normsurgeon.study.run import run_study\n"
         f"run_study({GRID!r}, {str(tmp_path)!r}, jobs=1, on_progress=lambda t: print(t.done, flush=True))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -107,7 +107,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_results(whole, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(tmp_path):
     grid = {**GRID, "norms": ["bn", "gn"], "training": {**TINY, "epochs": 40}}
     program = (
-        "from normsurgeon.study.experiment import run_study\n"
+        "from normsurgeon.study.run import run_study\n"
         "if __name__ == '__main__':\n"
         f"    run_study({grid!r}, {str(tmp_path / 'out')!r}, jobs=2, on_progress=lambda t: print(t.done, flush=True))"
     )
@@ -148,7 +148,7 @@ def _alive(group: int) -> bool:
 def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
     grid = Grid.from_dict({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 3})
     cells = grid.cells()
-    found = {o.cell: o for o in processes(_Deadly(grid), cells, lambda cell, share: None, jobs=1)}
+    found = {o.cell: o for o in processes(_Deadly(grid), cells, lambda cell, share: None, 1)}
     assert {cell.seed: found[cell].status for cell in cells} == {0: "done", 1: "failed", 2: "done"}
     assert found[cells[1]].reason == "its process was ended by SIGKILL; was memory short? try fewer --jobs"
 
@@ -156,7 +156,7 @@ def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
 def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from normsurgeon.study.experiment import run_study\n"
+        "from normsurgeon.study.run import run_study\n"
         f"run_study({ {**GRID, 'norms': 'bn'}!r}, {str(tmp_path / 'out')!r}, jobs=2)"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
@@ -166,10 +166,10 @@ def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
 
 
 class _Deadly(Work):
-    def do(self, cell: Cell, tell=None) -> Outcome:
+    def run(self, cell: Cell, on_share=None) -> Outcome:
         if cell.seed == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().do(cell, tell)
+        return super().run(cell, on_share)
 
 
 def test_failed_cells_are_tried_again_and_diverged_ones_are_not(tmp_path, monkeypatch):
@@ -193,14 +193,14 @@ def test_a_skipped_cell_that_seems_possible_is_tried_again(tmp_path):
     with open_store(tmp_path) as store:
         for cell in Grid.from_dict(grid).cells():
             store.write(Outcome(cell, "skipped", "precision=fp16 takes a GPU, and this runs on the CPU"))
-    said: list[str] = []
-    result = run_study(grid, tmp_path, jobs=1, say=said.append)
+    messages: list[str] = []
+    result = run_study(grid, tmp_path, jobs=1, on_message=messages.append)
     assert [outcome.status for outcome in result.results.outcomes] == ["done", "skipped"]
-    assert said == [f"1 of 2 cells have their results in {tmp_path} already"]
+    assert messages == [f"1 of 2 cells have their results in {tmp_path} already"]
 
 
 def test_ctrl_c_in_one_process_is_an_interruption_of_the_study(tmp_path):
-    def press(told) -> None:
+    def press(step) -> None:
         signal.raise_signal(signal.SIGINT)
 
     grid = {**GRID, "norms": "bn", "training": {**TINY, "epochs": 400}}
@@ -275,20 +275,20 @@ def test_a_kept_network_gives_the_stored_accuracy_again(tmp_path):
     (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
     model = load_kept(tmp_path / "networks" / f"{outcome.cell.key}.safetensors", classes=10, channels=1)
     data = open_data("digits", 128, 100)
-    images = prepare(data, config_of(model, 8), "standard", FinetuneConfig(augment=False))
-    assert evaluate(model, images.test).top1 == outcome.accuracy
+    _, test = prepare(data, config_of(model, 8), "standard", FinetuneConfig(augment=False))
+    assert evaluate(model, test).top1 == outcome.accuracy
 
 
 def test_an_analysed_cell_has_statistics_similarity_and_sensitivity(tmp_path):
     grid = {**GRID, "norms": "gn", "batch_sizes": 16, "seeds": 1, "analysis": True}
     (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
-    assert outcome.looked is not None
-    names = [layer.layer for layer in outcome.looked.layers]
+    assert outcome.analysis is not None
+    names = [layer.layer for layer in outcome.analysis.layers]
     assert {"conv1", "bn1", "layer3.0.conv2", "fc"} <= set(names)
-    by_name = {layer.layer: layer for layer in outcome.looked.layers}
+    by_name = {layer.layer: layer for layer in outcome.analysis.layers}
     assert by_name["conv1"].sensitivity > 0
     assert by_name["bn1"].group_fluctuation is not None
-    assert len(outcome.looked.cka) == len(outcome.looked.cka_layers) > 0
+    assert len(outcome.analysis.cka) == len(outcome.analysis.cka_layers) > 0
     # A study without analysis that gets one later looks at what it has not looked at yet.
     without = tmp_path / "without"
     run_study({**grid, "analysis": False}, without, jobs=1)
@@ -298,11 +298,11 @@ def test_an_analysed_cell_has_statistics_similarity_and_sensitivity(tmp_path):
 def test_cells_run_in_one_thread_and_the_callers_number_comes_back(whole, tmp_path, monkeypatch):
     seen: list[int] = []
 
-    def note(self, cell, tell=None):
+    def note(self, cell, on_share=None):
         seen.append(torch.get_num_threads())
         return Outcome(cell, "failed", "not tried")
 
-    monkeypatch.setattr(Work, "do", note)
+    monkeypatch.setattr(Work, "run", note)
     before = torch.get_num_threads()
     run_study({**GRID, "norms": "bn", "batch_sizes": 16, "seeds": 1}, tmp_path, jobs=1)
     assert seen == [1]
@@ -333,9 +333,9 @@ def test_other_versions_are_told(whole):
         (text,) = connection.execute("select value from study where key = 'versions'").fetchone()
         old = text.replace('"torch": "', '"torch": "0.')
         connection.execute("update study set value = ? where key = 'versions'", (old,))
-    said: list[str] = []
-    run_study(GRID, folder, jobs=1, say=said.append)
-    assert any("were made with other versions (torch 0." in line for line in said)
+    messages: list[str] = []
+    run_study(GRID, folder, jobs=1, on_message=messages.append)
+    assert any("were made with other versions (torch 0." in line for line in messages)
 
 
 def test_networks_that_are_asked_for_later_are_kept(tmp_path):
@@ -360,8 +360,8 @@ def test_what_a_network_or_a_preprocessing_cannot_take_is_known_before_anything_
     )
 
 
-def test_images_are_let_go_after_a_study_and_folders_looked_at_anew(tmp_path):
+def test_images_are_let_go_after_a_study_and_folders_read_again(tmp_path):
 
     run_study({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 1}, tmp_path, jobs=1)
-    assert preparing._held.cache_info().currsize == 0
-    assert preparing.open_data.cache_info().currsize == 0
+    assert datasets._held.cache_info().currsize == 0
+    assert datasets.open_data.cache_info().currsize == 0

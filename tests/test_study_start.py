@@ -11,20 +11,17 @@ from PIL import Image
 from tiny_study import GRID, TINY, without_time
 
 import normsurgeon as ns
+from normsurgeon.data.datasets import open_data, prepare
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.evaluate import evaluate
-from normsurgeon.study import experiment
-from normsurgeon.study.checking import check
+from normsurgeon.study import run
+from normsurgeon.study.cell import config_of, load_kept, network_file, run_cell
 from normsurgeon.study.engines import Work, serial
-from normsurgeon.study.estimating import estimate_seconds
-from normsurgeon.study.experiment import run_study
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
-from normsurgeon.study.originals import originals_folder, originals_of
-from normsurgeon.study.preparing import open_data, prepare
 from normsurgeon.study.records import Cell, Outcome
-from normsurgeon.study.running import config_of, load_kept, run_cell, work_file
+from normsurgeon.study.run import check, estimate_seconds, originals_folder, originals_of, run_study
 
 STARTS = {
     **GRID,
@@ -70,7 +67,7 @@ def test_bn_begins_from_the_trained_network_itself_and_another_norm_from_its_con
     grid = Grid.from_dict(STARTS)
     images = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for cell in originals_of(grid, grid.cells())[:1]:
-        original = load_kept(work_file(originals_folder(folder, grid), cell), classes=10, channels=1)
+        original = load_kept(network_file(originals_folder(folder, grid), cell), classes=10, channels=1)
         wanted = original(images)
         bn, gn, affine = (
             build_network(replace(cell, start="converted", norm=norm), 10, 1, original).eval()
@@ -79,9 +76,9 @@ def test_bn_begins_from_the_trained_network_itself_and_another_norm_from_its_con
         assert torch.equal(bn(images), wanted)
         torch.testing.assert_close(affine(images), wanted, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gn(images), ns.convert(original, to="gn").model(images))
-        test = prepare(
+        _, test = prepare(
             open_data("digits", 128, 100), config_of(original, 8), "standard", FinetuneConfig(augment=False)
-        ).test
+        )
         known = {o.start_accuracy for o in outcomes if o.cell.norm == "bn" and o.cell.seed == cell.seed}
         assert known - {None} == {evaluate(original, test).top1}
 
@@ -100,7 +97,7 @@ def test_a_worker_that_shares_no_disk_trains_what_its_cell_begins_from_and_gives
 
 def test_a_finished_study_trains_nothing_again(whole, monkeypatch):
     folder, outcomes = whole
-    monkeypatch.setattr(experiment, "serial", lambda *args: pytest.fail("a network was trained"))
+    monkeypatch.setattr(run, "serial", lambda *args: pytest.fail("a network was trained"))
     assert without_time(run_study(STARTS, folder, jobs=1).results.outcomes) == outcomes
 
 
@@ -108,18 +105,17 @@ def test_a_study_that_was_stopped_goes_on_with_the_networks_that_it_has(whole, t
     _, outcomes = whole
     few = {**STARTS, "start": "converted", "norms": "gn", "learning_rates": 0.01}
 
-    def stop(told) -> None:
-        if told.original and told.outcome is not None:
+    def stop(step) -> None:
+        if step.stage == "pretraining" and step.details["outcome"] is not None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_study(few, tmp_path, jobs=1, on_progress=stop)
     assert len(originals(tmp_path)) == 1
-    trained: list[Cell] = []
-    found = run_study(
-        few, tmp_path, jobs=1, on_progress=lambda t: trained.append(t.cell) if t.original and t.outcome else None
-    )
-    assert [cell.seed for cell in trained] == [1]
+    steps: list = []
+    found = run_study(few, tmp_path, jobs=1, on_progress=steps.append)
+    trained = [s.details["cell"].seed for s in steps if s.stage == "pretraining" and s.details["outcome"] is not None]
+    assert trained == [1]
     assert without_time(found.results.outcomes) == [
         o for o in outcomes if (o.cell.start, o.cell.norm, o.cell.lr) == ("converted", "gn", outcomes[0].cell.lr)
     ]
@@ -129,7 +125,7 @@ def test_results_that_began_from_other_networks_are_not_mixed_in(whole):
     folder, _ = whole
     with pytest.raises(
         UsageError,
-        match=r"^the converted networks in .* began from others: epochs \(3 → 4\); "
+        match=r"^the converted networks in .* started from others: epochs \(3 → 4\); "
         r"try another --output, or the pretraining of before$",
     ):
         run_study({**STARTS, "pretraining": {"epochs": 4}}, folder)
@@ -150,7 +146,7 @@ def test_a_network_that_diverges_fails_the_cells_that_begin_from_it_and_no_other
     found = run_study(grid, tmp_path, jobs=1).results.outcomes
     assert [o.status for o in found] == ["done", "done", "failed", "failed"]
     for outcome in found[2:]:
-        assert outcome.reason.startswith("the BatchNorm network that it begins from diverged: the loss is not finite")
+        assert outcome.reason.startswith("the BatchNorm network that it starts from diverged: the loss is not finite")
         assert outcome.reason.endswith("; try a lower learning_rate under pretraining")
     alone = run_cell(Grid.from_dict(grid), found[3].cell)
     assert (alone.status, alone.reason) == ("failed", found[3].reason)
@@ -185,9 +181,7 @@ def test_a_network_of_another_data_set_gets_a_new_head_and_a_kept_one_can_be_loa
     for outcome in outcomes:
         path = tmp_path / "out" / "networks" / f"{outcome.cell.key}.safetensors"
         model = load_kept(path, classes=10, channels=1)
-        test = prepare(
-            open_data("digits", 128, 100), config_of(model, 8), "standard", FinetuneConfig(augment=False)
-        ).test
+        _, test = prepare(open_data("digits", 128, 100), config_of(model, 8), "standard", FinetuneConfig(augment=False))
         assert evaluate(model, test).top1 == outcome.accuracy
     (tmp_path / "animals" / "cat" / "0.png").unlink()
     with pytest.raises(UsageError, match=r"animals \(pretraining\) held something else; try another --output$"):
@@ -202,7 +196,7 @@ def test_the_activation_is_that_of_the_cell_and_is_there_before_training():
 
 
 def test_the_estimate_counts_the_networks_that_are_trained_first(monkeypatch):
-    monkeypatch.setattr("normsurgeon.study.estimating._timed", lambda *args: (1.0, 0.0))
+    monkeypatch.setattr("normsurgeon.study.run._timed", lambda *args: (1.0, 0.0))
     grid = Grid.from_dict(
         {**STARTS, "training": {**TINY, "epochs": None, "steps": 100}, "pretraining": {"steps": 1000}}
     )

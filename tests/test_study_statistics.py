@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from statistics import mean, stdev
 from typing import Any
 
@@ -16,11 +16,19 @@ from hypothesis import strategies as st
 from sample_study import IMAGES, full_study, null_study, run, study
 from scipy import stats
 
-from normsurgeon.study import estimates
-from normsurgeon.study.pairing import arranged, complete, norm_order, setting_axes
-from normsurgeon.study.quantities import Comparison
+from normsurgeon._util import estimates
 from normsurgeon.study.records import Results
-from normsurgeon.study.statistics import best_rates, comparisons, crossing, ranking, table
+from normsurgeon.study.statistics import (
+    Comparison,
+    arranged,
+    best_rates,
+    comparisons,
+    crossing,
+    norm_order,
+    ranking,
+    setting_axes,
+    table,
+)
 
 several = st.lists(st.integers(0, IMAGES), min_size=3, max_size=8)
 probabilities = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12)
@@ -31,17 +39,41 @@ def only(results: Results, scope: str = "overall") -> Comparison:
     return found
 
 
+QUANTILES = {2: 4.302653, 3: 3.182446, 4: 2.776445, 5: 2.570582, 6: 2.446912, 7: 2.364624}
+"""t(0.975) by degrees of freedom, as printed in the tables of textbooks."""
+
+
+def holm_by_closure(p: list[float]) -> list[float]:
+    """Holm's adjusted values by their definition: the greatest p of Bonferroni's test over all sets of hypotheses that
+    hold the one in question (the closed testing procedure of Marcus, Peritz & Gabriel, 1976)."""
+    sets = [s for size in range(1, len(p) + 1) for s in combinations(range(len(p)), size)]
+    return [max(min(1.0, len(s) * min(p[i] for i in s)) for s in sets if k in s) for k in range(len(p))]
+
+
 @given(several)
-def test_the_interval_is_scipys(right: list[int]) -> None:
+def test_the_interval_is_students(right: list[int]) -> None:
     values = [x / IMAGES for x in right]
     it = estimates.estimate(values)
     assert it.mean == pytest.approx(np.mean(values), abs=1e-12)
     if len(set(right)) == 1:
         assert (it.ci, it.sd) == (None, 0.0)
         return
-    expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
-    assert it.ci == pytest.approx(expected, abs=1e-9)
-    assert it.sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    sd = np.std(values, ddof=1)
+    half = QUANTILES[len(values) - 1] * sd / math.sqrt(len(values))
+    assert it.ci == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-6)
+    assert it.sd == pytest.approx(sd, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "t"), [(3, 0.5), (4, 2.0), (6, 3.5), (9, 1.0)])
+def test_p_is_the_area_under_students_density(n: int, t: float) -> None:
+    """Integrated by hand: Γ((f + 1)/2) / (√(fπ) Γ(f/2)) · (1 + x²/f)^(−(f + 1)/2), f = n − 1, from −t to t."""
+    f = n - 1
+    noise = np.arange(n) - (n - 1) / 2
+    differences = noise + t * noise.std(ddof=1) / math.sqrt(n)  # their t statistic is t
+    x = np.linspace(-t, t, 20_001)
+    scale = math.gamma((f + 1) / 2) / (math.sqrt(f * math.pi) * math.gamma(f / 2))
+    inside = np.trapezoid(scale * (1 + x**2 / f) ** (-(f + 1) / 2), x)
+    assert estimates.paired(differences.tolist()).p == pytest.approx(1 - inside, abs=1e-7)
 
 
 @given(several, st.data())
@@ -90,6 +122,11 @@ def test_holm_is_at_least_raw_and_keeps_the_order(p: list[float | None]) -> None
     assert [x is None for x in p] == [y is None for y in adjusted]
     assert all(x <= y <= 1 for x, y in known)
     assert [y for _, y in sorted(known)] == sorted(y for _, y in known)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_holm_is_the_closure_of_bonferronis_test(p: list[float]) -> None:
+    assert estimates.holm(p) == pytest.approx(holm_by_closure(p), abs=1e-12)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10, unique=True), st.floats(0.01, 0.99))
@@ -189,10 +226,13 @@ def test_settings_are_compared_each_by_itself_and_form_a_family() -> None:
     results = null_study(11)
     found = [c for c in comparisons(results) if c.scope == "setting"]
     assert [dict(c.setting)["batch_size"] for c in found] == [2] * 3 + [8] * 3 + [32] * 3
-    raw = [c.p for c in found]
-    assert [c.p_holm for c in found] == list(estimates.holm(raw))
-    main = [c for c in comparisons(results) if c.scope in ("overall", "batch size")]
-    assert [c.p_holm for c in main] == list(estimates.holm([c.p for c in main]))
+    order = sorted(found, key=lambda c: c.p or 0.0)
+    steps = [(len(order) - i) * (c.p or 0.0) for i, c in enumerate(order)]
+    assert [c.p_holm for c in order] == pytest.approx([min(1, max(steps[: i + 1])) for i in range(len(order))])
+    few = null_study(11, norms=("bn", "gn"))  # its family: one overall, one slope
+    main = [c for c in comparisons(few) if c.scope in ("overall", "batch size")]
+    assert len(main) == 2
+    assert [c.p_holm for c in main] == pytest.approx(holm_by_closure([c.p or 0.0 for c in main]))
 
 
 def test_two_seeds_are_estimated_and_not_tested() -> None:
@@ -204,10 +244,11 @@ def test_two_seeds_are_estimated_and_not_tested() -> None:
 
 def test_one_row_for_each_cell_with_the_seeds_pooled() -> None:
     rows = table(study({"bn": [900, 910, 950], "gn": [800]}))
-    assert [(row.cell.norm, row.n) for row in rows] == [("bn", 3), ("gn", 1)]
-    assert rows[0].mean == pytest.approx(0.92)
-    assert rows[0].ci == pytest.approx(stats.t.interval(0.95, 2, loc=0.92, scale=stats.sem([0.9, 0.91, 0.95])))
-    assert (rows[1].mean, rows[1].ci, rows[1].sd) == (0.8, None, None)
+    assert [(row.cell.norm, row.estimate.n) for row in rows] == [("bn", 3), ("gn", 1)]
+    assert rows[0].estimate.mean == pytest.approx(0.92)
+    half = QUANTILES[2] * stdev([0.9, 0.91, 0.95]) / math.sqrt(3)
+    assert rows[0].estimate.ci == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
+    assert rows[1].estimate == estimates.Estimate(0.8, None, None, 1)
     assert "seed" not in rows[0].to_dict()
 
 
@@ -217,8 +258,9 @@ def test_the_table_shows_what_finished_and_counts_the_rest() -> None:
         run(0, "failed", "oom", norm="bn", seed=3), run(0, "skipped", "no", norm="gn:7", seed=0),
     ))  # fmt: skip
     first, second = table(results)
-    assert (first.mean, first.n, first.diverged, first.failed, first.skipped) == (pytest.approx(0.905), 2, 1, 1, 0)
-    assert (second.mean, second.ci, second.n, second.skipped) == (None, None, 0, 1)
+    assert (first.estimate.mean, first.estimate.n) == (pytest.approx(0.905), 2)
+    assert first.lost == {"diverged": 1, "failed": 1, "skipped": 0}
+    assert (second.estimate, second.lost["skipped"]) == (estimates.Estimate(None, None, None, 0), 1)
 
 
 def with_diverged(norm: str, seeds: set[int]) -> Results:
@@ -239,7 +281,7 @@ def test_a_norm_gains_nothing_by_its_diverged_runs() -> None:
     assert some.better is None
     assert (some.diverged_a, some.diverged_b, some.pairs, some.lost) == (0, 2, 5, 0)
     assert some.finished is not None
-    assert (some.finished.n, some.finished.difference) == (3, pytest.approx(-0.01, abs=0.002))
+    assert (some.finished["n"], some.finished["difference"]) == (3, pytest.approx(-0.01, abs=0.002))
     every = only(with_diverged("gn", {0, 1, 2, 3, 4}))
     assert every.better == "bn"
     assert every.mean_b == 0
@@ -261,8 +303,8 @@ def test_what_is_averaged_has_no_gaps(gaps: set[tuple[int, int]]) -> None:
         for norm in ("bn", "gn") for size in range(4) for seed in range(5)
     ]  # fmt: skip
     it = arranged(Results("s", tuple(outcomes)))
-    block = complete(it, it.arms)
-    assert all(it.score(s, arm, seed) is not None for s in block.settings for arm in it.arms for seed in block.seeds)
+    block = it.complete([0, 1])
+    assert not np.isnan(it.score_SAK[np.ix_(block.settings, range(len(it.arms)), block.seeds)]).any()
     assert len(block.settings) * len(block.seeds) + block.lost == 20
     if not gaps:
         assert block.lost == 0
@@ -280,20 +322,21 @@ def test_ranks_are_one_more_than_the_norms_that_are_significantly_better() -> No
 
 def test_a_norm_without_a_result_has_no_rank() -> None:
     last = ranking(full_study())[-1]
-    assert (last.norm, last.rank, last.mean, last.n, last.skipped) == ("gn:64", None, None, 0, 60)
+    assert (last.norm, last.rank, last.estimate.mean, last.estimate.n) == ("gn:64", None, None, 0)
+    assert last.lost["skipped"] == 60
 
 
 def test_a_crossed_table_averages_the_same_settings_for_every_norm() -> None:
     results = full_study()
     made = crossing(results, "activation")
     kept = [o for o in results.outcomes if o.cell.seed != 4]  # gn failed with seed 4 at both
-    for level, norm, value, _, n, diverged in made.cells:
+    for (level, norm), (it, diverged) in made.cells.items():
         runs = [o for o in kept if (o.cell.activation, o.cell.norm) == (level, norm)]
         if norm == "gn:64":
-            assert (value, n) == (None, 0)
+            assert (it.mean, it.n) == (None, 0)
             continue
-        assert value == pytest.approx(mean(o.accuracy or 0.0 for o in runs))
-        assert n == 4
+        assert it.mean == pytest.approx(mean(o.accuracy or 0.0 for o in runs))
+        assert it.n == 4
         assert diverged == sum(o.status == "diverged" for o in runs)
 
 
