@@ -156,7 +156,8 @@ def test_a_page_asks_for_nothing_and_forbids_it() -> None:
 
 def test_plotly_and_scripts_are_in_a_page_only_where_they_are_needed() -> None:
     code = (
-        "import sys; from normsurgeon.render.document import *; from normsurgeon.render.html import to_page, to_notebook;"
+        "import sys; from normsurgeon.render.document import *;"
+        "from normsurgeon.render.html import to_page, to_notebook;"
         "d = Document('k', 't', (Section('a', 'A', (Table((Column('x'),), (('1',),)),)),));"
         "assert '<script' not in to_page(d) + to_notebook(d); sys.exit('plotly' in sys.modules)"
     )

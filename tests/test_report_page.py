@@ -135,7 +135,9 @@ def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: 
 def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
-    page.evaluate("Plotly.Fx.hover(document.querySelector('#profile-abs_mean .plot'), [{curveNumber: 0, pointNumber: 0}])")
+    page.evaluate(
+        "Plotly.Fx.hover(document.querySelector('#profile-abs_mean .plot'), [{curveNumber: 0, pointNumber: 0}])"
+    )
     page.wait("!!document.querySelector('#profile-abs_mean .hovertext')")
     shown = page.evaluate("document.querySelector('#profile-abs_mean .hovertext').textContent")
     for words in ("stage1.conv", "Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10",
@@ -244,7 +246,9 @@ def test_heat_maps_carry_the_numbers_of_the_matrix(page: Page, reports: dict[str
     similarity = samples.small_report().similarity
     assert similarity is not None
     choose(page, "similarity-map", "cosine")
-    drawn = page.evaluate(SHOWN.format("similarity-map") + "[0].z.map(row => Array.from(row, v => isNaN(v) ? null : v))")
+    drawn = page.evaluate(
+        SHOWN.format("similarity-map") + "[0].z.map(row => Array.from(row, v => isNaN(v) ? null : v))"
+    )
     for row, expected in zip(drawn, similarity.cosine, strict=True):
         for cell, value in zip(row, expected, strict=True):
             assert (cell is None) == (value is None)

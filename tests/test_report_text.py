@@ -135,7 +135,8 @@ def test_print_shows_every_part_and_repr_is_one_line() -> None:
     places = [text.index(f"\n\n{heading}\n") for heading in headings]
     assert places == sorted(places)
     for words in ("Layers that stand out", "Farthest from the baseline", "Highest by noise", "(relative error 0.612)",
-                  "stage1.conv  986221110010", "taylor: nats: sum of |gradient · weight|", "3 files could not be read"):  # fmt: skip
+                  "stage1.conv  986221110010", "taylor: nats: sum of |gradient · weight|",
+                  "3 files could not be read"):  # fmt: skip
         assert words in text
     assert repr(REPORTS["small"]) == "<Report of smallnet (gn) against smallnet: 500 images, 12 layers, 5 findings>"
     assert repr(REPORTS["bare"]) == "<Report of nothing: 0 images, 0 findings>"
@@ -198,7 +199,8 @@ def test_curves_come_from_flat_and_nested_histories() -> None:
 def test_each_event_has_a_line_and_its_logs_are_curves_over_the_updates() -> None:
     assert summaries(samples.DONE) == (
         "Converted to gn: 15 norms, 1 kept",
-        "Calibrated on 512 images: 15 norms matched, 14 balanced again; largest error before 0.331 at layer4.0.bn2; 3 s",
+        "Calibrated on 512 images: 15 norms matched, 14 balanced again; largest error before 0.331 at layer4.0.bn2; "
+        "3 s",
         "Reconstructed on 270 images in 60 updates, the best after 40: KL from the original 0.829 → not finite on "
         "1 held-out image; 100 s",
         "Fine-tuned on digits for 440 updates: top-1 93.1 % → 97.5 %, KL 0.0400 → 0.0106, loss 0.250 → 0.100; "

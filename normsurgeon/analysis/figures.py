@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normsurgeon.analysis.layer_table import Measures, Rows
@@ -152,7 +152,9 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         return ()
     # The sites that a setting does most to come first.
     ordered = {
-        view: sorted(((site, sorted(line)) for site, line in sites.items()), key=lambda s: -max(abs(y) for _, y in s[1]))
+        view: sorted(
+            ((site, sorted(line)) for site, line in sites.items()), key=lambda s: -max(abs(y) for _, y in s[1])
+        )
         for view, sites in views.items()
     }
 
@@ -160,7 +162,10 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         from normsurgeon.render import charts
 
         return charts.choose(
-            {f"{setting}: {effect}": _sweep_figure(setting, effect, sites) for (setting, effect), sites in ordered.items()}
+            {
+                f"{setting}: {effect}": _sweep_figure(setting, effect, sites)
+                for (setting, effect), sites in ordered.items()
+            }
         )
 
     settings = dict.fromkeys(setting for setting, _ in ordered)
@@ -173,9 +178,9 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         )
         for view in shown
     )
-    sites = len({point.layer for point in points})
+    count = len({point.layer for point in points})
     note = "One site changed at a time. The sites that matter most are in colour."
-    summary = f"lines; {', '.join(settings)} varied at {sites} sites"
+    summary = f"lines; {', '.join(settings)} varied at {count} sites"
     return (Chart("sweep-lines", "Settings of the norm layers", summary, figure, note, True, plain),)
 
 
@@ -273,7 +278,7 @@ def _numbers(row: _Row) -> dict[str, float]:
 
 
 def _hover(row: _Row, numbers: Mapping[str, float]) -> str:
-    """All numbers of a layer, whichever chart it is pointed at in: three a line, since plotly drops what is too tall."""
+    """All numbers of a layer, in every chart: three a line, since plotly drops what is too tall."""
     entry = row.statistics
     about = ""
     if entry is not None:

@@ -234,7 +234,9 @@ def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
         "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}, "buttons": buttons,
     }  # fmt: skip
     top = max(figure.layout.margin.t or 0 for figure in figures.values())
-    return merged.update_layout(updatemenus=[menu], margin_t=max(top, 60), legend={"yref": "container", "y": 0, "yanchor": "bottom"})
+    return merged.update_layout(
+        updatemenus=[menu], margin_t=max(top, 60), legend={"yref": "container", "y": 0, "yanchor": "bottom"}
+    )
 
 
 def empty(text: str) -> go.Figure:
