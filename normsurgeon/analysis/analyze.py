@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
+from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
+from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress
@@ -26,7 +28,6 @@ from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
-from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
 from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.layers import Layer
-from normsurgeon.reporting.records import Matrix
+from normsurgeon.analysis.records import Matrix
 
 LEAST = 4
 """Images that the unbiased estimator of HSIC needs in a batch: its denominator holds n − 3."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normsurgeon.analysis.capture import Receiver, captured
 from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.records import Comparison, Similarity
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
@@ -19,7 +20,6 @@ from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.evaluate import compare_logits
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
-from normsurgeon.reporting.records import Comparison, Similarity
 
 Progress = Callable[[str, int, "int | None"], None]
 """Is told what is being done, how much of it is done, and how much there is (None: not known)."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.attribution import attribution
 from normsurgeon.analysis.sensitivity.borrowing import borrowed
 from normsurgeon.analysis.sensitivity.fisher import fisher
@@ -17,7 +18,6 @@ from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective
 from normsurgeon.analysis.sensitivity.selection import select_layers
 from normsurgeon.analysis.sensitivity.taylor import taylor
 from normsurgeon.errors import UsageError
-from normsurgeon.reporting.records import Sensitivity
 
 METHODS = (
     "taylor",

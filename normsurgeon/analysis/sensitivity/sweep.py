@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon.analysis.records import SweepPoint
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import ChannelAffine
-from normsurgeon.reporting.records import SweepPoint
 
 EPS_FACTORS = (0.1, 10.0, 1000.0)
 SCALE_FACTORS = (0.9, 1.1)
