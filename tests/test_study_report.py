@@ -118,7 +118,7 @@ def test_without_colours_there_are_none_and_severity_is_a_sign_too() -> None:
 
 def test_a_pipe_gets_plain_text_with_everything() -> None:
     file = io.StringIO()
-    print_study_report(REPORTS["full"], Console(file=file, width=40))
+    show(REPORTS["full"], Console(file=file, width=40))
     assert file.getvalue() == str(REPORTS["full"]) == str(REPORTS["full"])
     text = file.getvalue()
     assert "\x1b" not in text
@@ -131,7 +131,7 @@ def test_a_pipe_gets_plain_text_with_everything() -> None:
 
 def test_a_pipe_of_another_encoding_is_not_a_crash() -> None:
     for encoding in ("cp1252", "ascii"):
-        print_study_report(REPORTS["full"], Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), width=80))
+        show(REPORTS["full"], Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding), width=80))
 
 
 def test_square_brackets_are_no_markup() -> None:
@@ -252,7 +252,7 @@ def test_only_sections_for_what_there_is(page: Page, pages: dict[str, Path]) -> 
     page.open(pages["full"])
     assert texts(page, "h2") == [
         "What this study shows", "Batch size", "Comparisons", "Norm × everything else", "Training", "Layers",
-        "Every cell", "Runs without a result", "How it was computed", "Training settings",
+        "Every layer", "Every cell", "Runs without a result", "How it was computed", "Training settings",
     ]  # fmt: skip
     assert page.evaluate("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == page.evaluate(
         "document.querySelectorAll('[id]').length"
@@ -314,16 +314,18 @@ def test_the_learning_rate_chart_has_a_line_for_every_start_and_norm(page: Page,
 def test_menus_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     value = "document.querySelector('#training-curves .plot').data.filter(t => t.visible !== false).at(-1).y.at(-1)"
-    choose = "(i => { const box = document.querySelector('{}'); const b = box.layout.updatemenus[0].buttons[i];" \
+    choose = (
+        "(i => { const box = document.querySelector('{}'); const b = box.layout.updatemenus[0].buttons[i];"
         " Plotly.update(box, b.args[0], b.args[1]); })({})"
-    page.wait("document.querySelector('#training-curves .plot').data")
+    )
+    page.wait("document.querySelector('#training-curves .plot').data !== undefined")
     before = page.evaluate(value)
     seen = {before}
     for number in (4, 13):  # another setting; another measure
         page.evaluate(choose.replace("{}", "#training-curves .plot", 1).replace("{}", str(number), 1))
         seen.add(page.evaluate(value))
     assert len(seen) == 3
-    page.wait("document.querySelector('#differences .plot').data")
+    page.wait("document.querySelector('#differences .plot').data !== undefined")
     rows = "document.querySelector('#differences .plot').data.filter(t => t.visible !== false)[0].x.length"
     assert page.evaluate(rows) == 3
     page.evaluate(choose.replace("{}", "#differences .plot", 1).replace("{}", "2", 1))
@@ -334,7 +336,7 @@ def test_menus_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:
 def test_plots_follow_the_colour_scheme(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["small"])
     plot = "document.querySelector('#differences .plot')"
-    page.wait(f"{plot}._fullLayout")
+    page.wait(f"Boolean({plot}._fullLayout)")
     colour = f"{plot}._fullLayout.font.color"
     light = page.evaluate(colour)
     page.colours("dark")
@@ -351,6 +353,6 @@ def test_the_table_of_cells_sorts_and_filters(page: Page, pages: dict[str, Path]
     assert shown[-1] == "–"
     page.evaluate(
         "(() => { const box = document.querySelector('#cells input'); box.value = 'ln silu';"
-        " box.dispatchEvent(new Event('input')); })()"
+        " box.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
     assert texts(page, "#cells output") == ["6 of 48 cells"]

@@ -39,7 +39,7 @@ from normsurgeon.study.findings import (
     setting_label,
     value_label,
 )
-from normsurgeon.study.records import AXES, LOST, CellAnalysis, Results, finite
+from normsurgeon.study.records import AXES, LOST, Results, finite
 from normsurgeon.study.statistics import CLOSE, Comparison, Crossing, Rank, Row, axis_order, setting_of
 
 if TYPE_CHECKING:
@@ -156,13 +156,14 @@ class StudyReport(Presentable):
             ("crossings", "Norm × everything else", [*others]),
             ("curves", "Training", [curves]),
             ("layers", "Layers", [*_layer_blocks(results)]),
+            ("every-layer", "Every layer", [*_layer_tables(results)]),
             ("cells", "Every cell", [_cell_table(results, self.table) if self.table else None]),
             ("lost", "Runs without a result", [_lost_table(results)]),
             ("method", "How it was computed", [Notes(METHOD)]),
             ("settings", "Training settings", [Facts(settings) if settings else None]),
         )
         sections = [(name, title, tuple(b for b in blocks if b is not None)) for name, title, blocks in parts]
-        only = {"method": frozenset({"page"})}
+        only = {"method": frozenset({"page"}), "every-layer": frozenset({"page", "text", "notebook"})}
         return Document(
             "normsurgeon study",
             results.title or results.name,
@@ -323,28 +324,27 @@ def _rate_blocks(results: Results) -> Iterator[Block]:
 
 
 def _layer_blocks(results: Results) -> Iterator[Block]:
-    """The networks that were analysed: statistics over the depth, similarity, and a table for each."""
-    runs = [run for run in results.outcomes if run.analysis and run.analysis.layers]
-    if runs:
+    """The networks that were analysed: statistics over the depth, and the similarity of the layers."""
+    if any(run.analysis and run.analysis.layers for run in results.outcomes):
         yield figures.layer_chart(results)
     yield from figures.similarity_charts(results)
-    for run in runs:
-        assert run.analysis is not None
-        yield _layer_table(figures.run_label(results, run), run.analysis)
 
 
-def _layer_table(label: str, analysis: CellAnalysis) -> Table:
+def _layer_tables(results: Results) -> Iterator[Table]:
+    """The statistics of every layer, a table for each network that was analysed."""
     columns = (
         Column("layer"), Column("kind"), Column("mean", "number"), Column("std", "number"),
         Column("sensitivity", "number"), Column("eff. rank", "number"), Column("zeros", "percent"),
         Column("dead", "percent"), Column("group fluct.", "number"), Column("channels", "count"),
     )  # fmt: skip
-    rows = tuple(
-        (it.layer, it.kind, it.mean, it.std, it.sensitivity, it.effective_rank, it.zero_fraction, it.dead_fraction,
-         it.group_fluctuation, it.channels)
-        for it in analysis.layers
-    )  # fmt: skip
-    return Table(columns, rows, f"Layers of {label}", folded=True, terminal_rows=0)
+    for run in results.outcomes:
+        rows = tuple(
+            (it.layer, it.kind, it.mean, it.std, it.sensitivity, it.effective_rank, it.zero_fraction, it.dead_fraction,
+             it.group_fluctuation, it.channels)
+            for it in (run.analysis.layers if run.analysis else ())
+        )  # fmt: skip
+        if rows:
+            yield Table(columns, rows, figures.run_label(results, run), folded=True)
 
 
 def _cell_table(results: Results, table: tuple[Row, ...]) -> Table:
