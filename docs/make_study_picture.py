@@ -1,4 +1,4 @@
-"""Draw docs/batch-size.svg: accuracy against batch size, with intervals, from a study's answer.
+"""Draw docs/batch-size.svg: accuracy against batch size, with intervals, from a study's report.
 
 normsurgeon study batch-size.yaml
 python docs/make_study_picture.py study-batch-size/answer.json
@@ -16,7 +16,7 @@ COLOURS = {"bn": "#c0504d", "gn": "#1f6fb4", "ln": "#4f8f46"}
 
 
 def main() -> None:
-    """Read the answer that is named on the command line, and write the picture."""
+    """Read the report that is named on the command line, and write the picture."""
     answer = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "normsurgeon", "font.family": "sans-serif"})
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
