@@ -96,3 +96,54 @@ def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         adjusted[i] = highest
     return tuple(adjusted)
+
+
+# In words
+
+
+def points(difference: float | None, signed: bool = False, digits: int | None = None) -> str:
+    """A difference of fractions in percentage points: one decimal, two if one would show nothing.
+
+    >>> points(0.1234), points(-0.0004), points(0.02, signed=True), points(None)
+    ('12.3', '−0.04', '+2.0', '–')
+    """
+    if difference is None:
+        return "–"
+    digits = (1 if abs(difference) >= 0.0005 else 2) if digits is None else digits
+    text = f"{abs(100 * difference):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'−' if difference < 0 else '+' if signed else ''}{text}"
+
+
+def interval(ci: Interval | None, flip: bool = False) -> str:
+    """A confidence interval in points; ``flip`` for the difference the other way round.
+
+    >>> interval((-0.0001, 0.1)), interval((0.01, 0.02), flip=True), interval(None)
+    ('95 % CI 0.0 to 10.0', '95 % CI −2.0 to −1.0', 'no interval')
+    """
+    if ci is None:
+        return "no interval"
+    low, high = (-ci[1], -ci[0]) if flip else ci
+    digits = 1 if max(abs(low), abs(high)) >= 0.005 else 2
+    return f"95 % CI {points(low, digits=digits)} to {points(high, digits=digits)}"
+
+
+def effect(g: float | None) -> str:
+    """An effect size with two decimals."""
+    return "–" if g is None else f"{g:.2f}".replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    """A p value with its sign of equality, never rounded to 0.
+
+    >>> probability(0.0321), probability(0.00001), probability(0.5), probability(None)
+    ('= 0.032', '< 0.0001', '= 0.50', '–')
+    """
+    if p is None:
+        return "–"
+    if p < 0.0001:
+        return "< 0.0001"
+    if p < 0.01:
+        return f"= {p:.4f}".rstrip("0")
+    return f"= {p:.2f}" if p >= 0.0995 else f"= {p:.3f}"

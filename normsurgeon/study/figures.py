@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from normsurgeon._util.estimates import points
 from normsurgeon.render.document import Chart, HeatMap, Line, Sparklines
 from normsurgeon.render.formatting import percent, plural
-from normsurgeon.study.findings import points, setting_label
+from normsurgeon.study.findings import setting_label
 from normsurgeon.study.records import Outcome, Results
 from normsurgeon.study.statistics import (
     Comparison,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normsurgeon._util.estimates import Interval
+from normsurgeon._util.estimates import Interval, effect, interval, points, probability
 from normsurgeon._util.files import check_writable, write_text
 from normsurgeon.errors import UsageError
 from normsurgeon.render.document import (
@@ -30,11 +30,7 @@ from normsurgeon.study import figures, statistics
 from normsurgeon.study.findings import (
     TITLES,
     StudyFinding,
-    effect,
     findings,
-    interval,
-    points,
-    probability,
     rate_range,
     setting_label,
     value_label,
