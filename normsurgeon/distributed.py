@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.errors import NormSurgeonError, ProcessError
 
 if TYPE_CHECKING:
@@ -154,12 +155,12 @@ def _exchange(value: Any, error: Exception | None) -> list[Any]:
     told = None
     if error is not None:
         known = type(error) if isinstance(error, NormSurgeonError) else None
-        told = known, str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        told = known, str(error) if known else one_line(error, limit=10_000)
     found: list[Any] = [None] * shard.world
     try:
         dist.all_gather_object(found, (value, told), group=_group())
     except RuntimeError as lost:
-        reason = " ".join(str(lost).split())[:140]
+        reason = one_line(lost, kind=False)
         raise _share(
             ProcessError(f"the processes cannot reach one another ({reason}); if one has ended, its message says why")
         ) from lost

@@ -195,8 +195,7 @@ def test_an_image_that_is_not_finite_after_preprocessing_is_left_out_and_counted
     ("arguments", "code", "text"),
     [
         (("--layers", "layer9.*"), 2, "the pattern 'layer9.*' matches no module; there are: conv1.0, conv1.1, "),
-        (("--only", "statistic"), 2, "there is no part 'statistic' of an analysis; did you mean statistics? It takes "
-         "any of statistics, similarity, sensitivity"),
+        (("--only", "statistic"), 2, "there is no part 'statistic' of an analysis; did you mean statistics?"),
         (("--only", ","), 2, "nothing to analyze: name at least one of statistics, similarity, sensitivity"),
         (("--kinds", "pool"), 2, "there is no kind of layer 'pool'; try norm, convolution, linear, block"),
         (("--methods", "fischer"), 2, "unknown method 'fischer'; did you mean fisher?"),

@@ -16,10 +16,11 @@ from torch import nn
 import normsurgeon as ns
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.hooks import listening
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import TARGETS
 from normsurgeon.recovery.matching import match_
 from normsurgeon.recovery.rebalancing import rescaled_affine
-from normsurgeon.surgery.whitening import Affine, Moments, matching_affine
+from normsurgeon.surgery.whitening import matching_affine
 from tests.conftest import ConvNet, randomise_, stored_outputs
 
 SITES = ("bn1", "bn2", "bn3")

@@ -29,7 +29,7 @@ def whitening_alone(model: nn.Module) -> nn.Module:
     for site in sites:
         if site.foldable:
             norm = modules[site.name]
-            whitening.fold_(modules[site.producer], whitening.whitener(batchnorm.read(norm)))
+            whitening.fold_(modules[site.producer], batchnorm.read(norm).whitener)
             norm.running_mean.zero_()
             norm.running_var.fill_(1 - norm.eps)
     return model

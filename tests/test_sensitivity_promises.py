@@ -178,9 +178,9 @@ def test_all_methods_run_on(make):
 
 
 def test_unknown_methods_and_layers_name_the_nearest():
-    with pytest.raises(UsageError, match=r"unknown method 'hessian'; did you mean hessian_trace\? There are: taylor, "):
+    with pytest.raises(UsageError, match=r"unknown method 'hessian'; did you mean hessian_trace\?$"):
         measure(small(), data(), "hessian")
-    with pytest.raises(PatternError, match=r"Small has no layer 'haed'; try head"):
+    with pytest.raises(PatternError, match=r"Small has no layer 'haed'; did you mean head\?$"):
         measure(small(), data(), "taylor", layers=["haed"])
     with pytest.raises(
         UsageError, match=r"taylor has nothing to measure in Small: none of the 1 layers owns a parameter"

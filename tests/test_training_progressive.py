@@ -99,7 +99,8 @@ def test_a_channel_whose_gamma_is_zero_stays_its_beta(convnet):
     ],
 )
 def test_the_change_of_a_producer_is_read_off_its_weights(layer):
-    from normsurgeon.surgery.whitening import Affine, fold_
+    from normsurgeon.norms.affine import Affine
+    from normsurgeon.surgery.whitening import fold_
 
     layer = layer.double()
     changed = copy.deepcopy(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
@@ -197,9 +197,7 @@ def _check_parts(only: Sequence[str]) -> tuple[str, ...]:
     wanted = (only,) if isinstance(only, str) else tuple(only)
     for part in wanted:
         if part not in PARTS:
-            close = difflib.get_close_matches(str(part), PARTS, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? It takes" if close else "it takes"
-            raise UsageError(f"there is no part {part!r} of an analysis; {hint} any of {', '.join(PARTS)}")
+            raise UsageError(f"there is no part {part!r} of an analysis; {suggest(str(part), PARTS)}")
     if not wanted:
         raise UsageError(f"nothing to analyze: name at least one of {', '.join(PARTS)}")
     return wanted

@@ -10,7 +10,7 @@ from torch import nn
 
 from normsurgeon.errors import TrainingError
 from normsurgeon.finetuning.trainable import holds_statistics, own_parameters
-from normsurgeon.norms.batchnorm import own_tensor
+from normsurgeon.norms.foreign import own_tensor
 
 ONE_VALUE = "Expected more than 1 value per channel when training"
 """What torch says of it. It says so of a GroupNorm, too, and in eval mode of a batch norm without statistics."""

@@ -13,8 +13,9 @@ from torch import nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.norms.batchnorm import is_batch_norm, own_tensor
+from normsurgeon.norms.batchnorm import is_batch_norm
 from normsurgeon.norms.families import family_of
+from normsurgeon.norms.foreign import own_tensor
 from normsurgeon.patterns import select
 
 

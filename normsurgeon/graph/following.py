@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import guesses
@@ -243,14 +244,6 @@ def _is_of_the_device(error: Exception) -> bool:
     return isinstance(error, (TooSlow, NotImplementedError)) or any(
         word in text for word in ("meta", "same device", "data-dependent", "data_dependent", "no data", "tensor.item")
     )
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one short line."""
-    if isinstance(error, TooSlow):
-        return "too slow on the meta device"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
 
 
 def _line_in_the_model(error: BaseException) -> str:

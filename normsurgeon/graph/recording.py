@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         """Run one operation and note its readers and its result."""
         kwargs = kwargs or {}
         if self.deadline is not None and time.perf_counter() > self.deadline:
-            raise TooSlow
+            raise TooSlow("the meta device is slower than a real call")
         name = func._schema.name
         if name in _VALUES_TO_PYTHON:
             self._note_branch()

@@ -14,11 +14,10 @@ from normsurgeon.inference import moments
 from normsurgeon.inference.hooks import listening
 from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.recovery.observing import Site, no_images, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
-from normsurgeon.surgery import whitening
-from normsurgeon.surgery.whitening import Affine, Moments
 
 END = ""
 """What a process that is through says in place of a norm's name."""
@@ -71,8 +70,8 @@ def wanted_moments(
             site.merge(table, [])
         if len(site.table):
             reading = batchnorm.read(pair.batch_norm)
-            fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
-            found[pair.name] = whitening.Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
+            fixed = reading.fixed
+            found[pair.name] = Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
     return found
 
 

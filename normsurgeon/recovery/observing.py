@@ -18,8 +18,8 @@ from normsurgeon.inference import moments
 from normsurgeon.inference.hooks import listening
 from normsurgeon.inference.run import home_of
 from normsurgeon.inference.views import Views
+from normsurgeon.norms.affine import Moments
 from normsurgeon.surgery.probing import FeatureProbe
-from normsurgeon.surgery.whitening import Moments
 
 MOST_IMAGES = 512
 """Images whose channel means are kept, spread evenly over the stream as it grows."""

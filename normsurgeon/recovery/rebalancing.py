@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import Target, find_target
 from normsurgeon.recovery.observing import Site, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
-from normsurgeon.surgery.whitening import Affine, Moments
 
 FEWEST_IMAGES = 32
 """With fewer, signs would follow the chance of these images."""
@@ -44,7 +44,7 @@ def rebalance_(
         target, groups = find_target(pair.target), pair.groups
         seen = whitening.change_of_producer(pair.old_producer, pair.producer)  # by the norm, from raw features
         seen = Affine(_cpu(seen.scale), _cpu(seen.shift))
-        wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(batchnorm.read(pair.batch_norm)).scale)
+        wanted = balance(site.probe, target, groups) * _cpu(batchnorm.read(pair.batch_norm).whitener.scale)
         scale = Affine(wanted / seen.scale, torch.zeros_like(wanted))
         scale = whitening.at_scale(pair.producer, scale, target, groups if pair.softening is None else 1, 1.0)
         _refold_(pair.producer, pair.norm, scale, seen.after(site.moments), target, groups, pair.softening)
@@ -67,10 +67,8 @@ def rescaled_affine(
     unit, _ = whitening.matching_affine(
         Affine(torch.ones_like(now.scale), torch.zeros_like(now.scale)), moments, target, groups, eps, None
     )
-    fixed = whitening.behind(unit, now)
-    return whitening.matching_affine(
-        whitening.behind(scale, fixed), scale.after(moments), target, groups, eps, softening
-    )
+    fixed = now.behind(unit)
+    return whitening.matching_affine(fixed.behind(scale), scale.after(moments), target, groups, eps, softening)
 
 
 def _refold_(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine
 from normsurgeon.norms.targets import LayerSpec, find_target
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
@@ -51,26 +52,24 @@ def _solved(
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
-) -> tuple[whitening.Affine, float, StandIn | None]:
+) -> tuple[Affine, float, StandIn | None]:
     """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
-    gamma_beta = whitening.gamma_beta(reading)
     if decision.whitening == "none":
-        return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
-    white = whitening.whitener(reading)
-    whole = whitening.compose(gamma_beta, white)
+        return reading.gamma_beta, reading.eps if decision.eps is None else decision.eps, None
+    white, whole = reading.whitener, reading.fixed
     target = find_target(decision.target or "")
     if target.exact:
         if producer is not None:
             whitening.fold_(producer, whole)
         return whole, reading.eps, None
-    moments, wanted = whitening.moments_of(reading), whole
+    moments, wanted = reading.moments, whole
     if producer is not None:
         if probe is not None:
             alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
-            white = whitening.Affine(alpha * white.scale, alpha * white.shift)
+            white = Affine(alpha * white.scale, alpha * white.shift)
         pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
         white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
-        wanted = whitening.behind(white, whole)
+        wanted = whole.behind(white)
         whitening.fold_(producer, white)
         moments = white.after(moments)
     eps = _eps(reading, decision)
@@ -88,7 +87,7 @@ def _built(
     reading: batchnorm.BatchNormReading,
     decision: Decision,
     eps: float,
-    affine: whitening.Affine | None,
+    affine: Affine | None,
     rank: int | None,
 ) -> nn.Module:
     reference = reading.reference

@@ -165,9 +165,7 @@ def _batch_statistics(module: nn.Module, name: str | None, found: dict[str, Feat
             found[name] = _described(xhat)
         if reading.weight is not None and reading.bias is not None:
             xhat.mul_(per_channel(reading.weight, x)).add_(per_channel(reading.bias, x))
-        for part in (reading.drop, reading.act):
-            xhat = part(xhat) if part is not None else xhat
-        return xhat
+        return reading.finished(xhat)
 
     return forward
 

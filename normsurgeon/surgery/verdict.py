@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
-from normsurgeon.graph.following import Followed, one_line
+from normsurgeon.graph.following import Followed
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
-from normsurgeon.norms.layers import per_channel
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.surgery.agreement import compare_logits
 from normsurgeon.surgery.probing import synthetic_calls
-from normsurgeon.surgery.whitening import Affine, Moments
 
 NORM_IMAGES, OUTPUT_IMAGES = 32, 16
 """Size of the synthetic input, for the norms and for the outputs: together they cost one pass of 64 small images."""
@@ -223,7 +223,7 @@ def _measuring(
 
         def run(x: Tensor) -> Tensor:
             x = _with_moments(x, stand_in.moments) if promised else x
-            fixed = _applied(stand_in.fixed, x)
+            fixed = stand_in.fixed(x)
             for part in (getattr(module, "drop", None), getattr(module, "act", None)):
                 fixed = part(fixed) if isinstance(part, nn.Module) else fixed
             output = forward(x.clone())
@@ -238,11 +238,6 @@ def _measuring(
     yield
 
 
-def _applied(affine: Affine, x: Tensor) -> Tensor:
-    scale, shift = (per_channel(v.to(x.device, x.dtype), x) for v in (affine.scale, affine.shift))
-    return x * scale + shift
-
-
 def _with_moments(x: Tensor, moments: Moments) -> Tensor:
     """``x`` with each channel's mean and variance made those given; a channel that does not vary gets the mean."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -250,7 +245,7 @@ def _with_moments(x: Tensor, moments: Moments) -> Tensor:
     parts = [torch.var_mean(part.double(), axes, correction=0) for part in x.split(few, dim=1)]
     var, mean = (torch.cat(each) for each in zip(*parts, strict=True))
     scale = torch.where(var > 1e-12 * var.mean(), torch.sqrt(moments.var.to(x.device) / var.clamp_min(1e-30)), 0.0)
-    return _applied(Affine(scale, moments.mean.to(x.device) - scale * mean), x)
+    return Affine(scale, moments.mean.to(x.device) - scale * mean)(x)
 
 
 def _error(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> float:

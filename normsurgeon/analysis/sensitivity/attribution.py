@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.sensitivity import explaining
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, out_of_place
 from normsurgeon.analysis.sensitivity.explaining import Explained
@@ -75,7 +76,7 @@ def attribution(
                 found = _explain(method, forward, layers, images[part], targets[part], steps)
                 for layer, result in found.items():
                     if isinstance(result, Exception):
-                        failed[layer] = f"{type(result).__name__}: {' '.join(str(result).split())[:200]}"
+                        failed[layer] = one_line(result)
                         continue
                     if len(result[0]) != len(images[part]):
                         failed[layer] = f"its output has {len(result[0])} rows for {len(images[part])} images"

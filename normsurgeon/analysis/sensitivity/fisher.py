@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection
@@ -48,7 +49,7 @@ def fisher(objective: Objective, selection: Selection, *, memory: int = MEMORY) 
                 try:
                     squares = _all_at_once(objective, selection, images, targets, chunk)
                 except Exception as error:  # a foreign forward may be anything; the loop below needs less of it
-                    details = {"per_sample": "loop", "reason": " ".join(str(error).split())[:200]}
+                    details = {"per_sample": "loop", "reason": one_line(error, kind=False)}
             if squares is None:
                 squares = _one_by_one(objective, selection, images, targets)
             samples.append(squares.cpu())

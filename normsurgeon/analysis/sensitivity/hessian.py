@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, generator_for
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
@@ -48,7 +49,7 @@ def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 1
                     raise
                 raise UsageError(
                     f"hessian_trace: {name_of(model)} cannot be differentiated twice "
-                    f"({' '.join(str(error).split())[:140]}); try taylor and fisher"
+                    f"({one_line(error, kind=False)}); try taylor and fisher"
                 ) from error
     samples_KP /= objective.images
     layers, parameters = selection.scores(samples_KP)

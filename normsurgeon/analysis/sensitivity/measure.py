@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.sensitivity.attribution import attribution
 from normsurgeon.analysis.sensitivity.borrowing import borrowed
 from normsurgeon.analysis.sensitivity.fisher import fisher
@@ -116,7 +116,5 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     chosen = (methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods))
     for method in chosen:
         if method not in METHODS:
-            close = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? There are" if close else "there are"
-            raise UsageError(f"unknown method {method!r}; {hint}: {', '.join(METHODS)}")
+            raise UsageError(f"unknown method {method!r}; {suggest(str(method), METHODS)}")
     return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import ChannelAffine
+from normsurgeon.patterns import shorten
 from normsurgeon.reporting.records import SweepPoint
 
 EPS_FACTORS = (0.1, 10.0, 1000.0)
@@ -139,8 +140,8 @@ def _norm_sites(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.
         return sites
     wanted = {layers} if isinstance(layers, str) else set(layers)
     for path in sorted(wanted - sites.keys()):
-        close = difflib.get_close_matches(path, list(sites), n=3, cutoff=0.4) or list(sites)[:3]
-        raise PatternError(f"{name_of(model)} has no norm layer {path!r}; try {', '.join(close)}")
+        hint = suggest(path, sites, otherwise=f"there are: {shorten(sites)}")
+        raise PatternError(f"{name_of(model)} has no norm layer {path!r}; {hint}")
     return {path: module for path, module in sites.items() if path in wanted}
 
 
