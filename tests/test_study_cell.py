@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tiny_study import GRID, TINY, without_time
 
+from normsurgeon.data.feeding import TensorSamples
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.feeding import TensorSamples
 from normsurgeon.study import preparing
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network

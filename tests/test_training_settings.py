@@ -12,11 +12,13 @@ from timm.layers import DropPath
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon.data.augmentation import Augmentation
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import Shard
 from normsurgeon.errors import CheckpointError, PatternError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig, differences
-from normsurgeon.finetuning.feeding import make_feed
 from normsurgeon.finetuning.history import Window
 from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 
@@ -123,9 +125,9 @@ def test_drop_and_drop_path_are_set_or_refused():
         set_drops_(nn.Linear(2, 2), 0.5, None)
 
 
-def feed(rank=0, world=1, images=50, **settings):
+def feed(rank=0, world=1, images=50, seed=0):
     batches = [(torch.arange(images).view(-1, 1, 1, 1).float(), torch.zeros(images, dtype=torch.int64))]
-    return make_feed(batches, None, FinetuneConfig(batch_size=16, **settings), rank, world, 0)
+    return make_feed(batches, None, Augmentation(), 16, seed, Shard(rank, world))
 
 
 def drawn(feed, first, last):
@@ -157,7 +159,7 @@ def test_a_batch_that_the_processes_cannot_share_is_an_error():
 def test_augmentation_depends_on_the_image_and_the_epoch_alone():
     source = open_source("digits")
     config = DataConfig((1, 16, 16), (0.5,), (0.5,))
-    feeds = [make_feed(source, config, FinetuneConfig(reprob=0.5), 0, 1, workers) for workers in (0, 1)]
+    feeds = [make_feed(source, config, Augmentation(reprob=0.5), 64, 0, workers=workers) for workers in (0, 1)]
     torch.manual_seed(1)
     first = next(feeds[0].batches(3, 4))[0]
     torch.manual_seed(2)

@@ -197,7 +197,7 @@ def _look_for(data: str) -> None:
     from normsurgeon._util.imports import explained_imports
 
     with explained_imports():
-        from normsurgeon.finetuning.feeding import open_split
+        from normsurgeon.data.splitting import open_split
     open_split(data, None, training=True)
 
 

@@ -1,14 +1,37 @@
-"""A source cut in two by a seed: images to fit on, and images to judge by."""
+"""Training and held-out images: data that comes in splits, and a source that is cut in two by a seed."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
-from normsurgeon.data.sources import ImageSource
+from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.errors import DataError
+
+TRAIN, HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
+
+
+def open_split(spec: Any, classes: int | None, training: bool) -> Any:
+    """What a data spec stands for in training or in validation; sources and batches pass through.
+
+    Of data that comes in splits, the training split or the held-out one: of digits and timm's datasets, and of a
+    folder with folders called ``train`` and ``val`` (``validation``, ``valid``, ``test``).
+    """
+    if not isinstance(spec, (str, os.PathLike)):
+        if isinstance(spec, Dataset) and not isinstance(spec, ImageSource):
+            return spec if training else DataLoader(spec, batch_size=64)
+        return spec if isinstance(spec, ImageSource) else list(spec)
+    text = os.fspath(spec)
+    splits = TRAIN if training else HELD_OUT
+    if os.path.isdir(text):
+        split = next((name for name in splits if os.path.isdir(os.path.join(text, name))), None)
+        return open_source(spec, classes=classes, split=split)
+    in_splits = spec != "demo"
+    return open_source(spec, classes=classes, split=splits[0] if in_splits else None)
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator
 
-from normsurgeon._util.config import Config, setting
+from normsurgeon._util.config import setting
+from normsurgeon.data.augmentation import AUGMENTATION, Augmentation
 
 HARMLESS = frozenset({"checkpoint_minutes", "trackers", "compile", "channels_last", "grad_accum"})
 """Settings that may change when a run is resumed: they change what it costs, and not what it computes."""
 
-LENGTH, OPTIMIZER, LOSS, AUGMENTATION, RUN = (
-    "How long",
-    "Optimizer",
-    "What it learns from",
-    "Augmentation and regularisation",
-    "The run",
-)
+LENGTH, OPTIMIZER, LOSS, RUN = "How long", "Optimizer", "What it learns from", "The run"
 
 
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError("not ascending")
-    return pair
-
-
-def _to_one(value: Any) -> Any:
-    """One number is the smallest share; the largest is then the whole image."""
-    return (value, 1.0) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-Pair = Annotated[tuple[float, float], AfterValidator(_ascending), Field(strict=False)]
-
-
-class FinetuneConfig(Config):
+class FinetuneConfig(Augmentation):
     """How to fine-tune. Names are timm's where timm has one; ``help(normsurgeon.finetune)`` shows the defaults.
 
     :raises UsageError: if a setting does not exist, or cannot have that value.
@@ -44,7 +25,7 @@ class FinetuneConfig(Config):
     'adamw'
     """
 
-    what: ClassVar[str] = "fine-tuning"
+    what = "fine-tuning"
 
     epochs: int = setting(5, "Passes over the images.", panel=LENGTH, ge=1)
     steps: int | None = setting(None, "Updates, instead of passes.", panel=LENGTH, ge=1)
@@ -80,30 +61,6 @@ class FinetuneConfig(Config):
     drop_path: float | None = setting(
         None, "Rate of stochastic depth. None: the network's own.", panel=AUGMENTATION, ge=0, le=1
     )
-    augment: bool = setting(True, "Crop, flip and so on at random.", panel=AUGMENTATION)
-    scale: Annotated[Pair, BeforeValidator(_to_one)] = setting(
-        (0.35, 1.0),
-        "Smallest and largest share of an image that a crop keeps.",
-        panel=AUGMENTATION,
-        must_be="two shares of an image, the smaller first",
-    )
-    ratio: Pair = setting(
-        (0.75, 4 / 3),
-        "Smallest and largest aspect ratio of a crop.",
-        panel=AUGMENTATION,
-        must_be="two aspect ratios, the smaller first",
-    )
-    hflip: float | None = setting(
-        None,
-        "Probability of a horizontal flip. None: 0.5, and 0 for grey drawings (digits).",
-        panel=AUGMENTATION,
-        ge=0,
-        le=1,
-    )
-    vflip: float = setting(0.0, "Probability of a vertical flip.", panel=AUGMENTATION, ge=0, le=1)
-    color_jitter: float = setting(0.2, "Strength of the colour jitter.", panel=AUGMENTATION, ge=0)
-    aa: str | None = setting(None, "timm's AutoAugment policy, such as rand-m7.", panel=AUGMENTATION)
-    reprob: float = setting(0.0, "Probability of random erasing.", panel=AUGMENTATION, ge=0, le=1)
     ema: float | None = setting(
         None,
         "Decay of a moving average of the weights, which is then validated and saved. None: no average.",

@@ -15,14 +15,16 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.data.splitting import open_split
 from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import Shard
 from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.finetuning import checking
 from normsurgeon.finetuning.blending import blend_
 from normsurgeon.finetuning.checkpointing import Keeper, network_shape
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.feeding import make_feed, open_split
 from normsurgeon.finetuning.history import History
 from normsurgeon.finetuning.launching import launch, on_device
 from normsurgeon.finetuning.loop import Loop, Student
@@ -170,7 +172,7 @@ def finetune(
         stack.enter_context(on_device(found_device))
         accelerator = launch(asked, found_device, None if folder is None else folder.path)
         main = accelerator.is_main_process
-        rank, world = accelerator.process_index, accelerator.num_processes
+        shard = Shard(accelerator.process_index, accelerator.num_processes)
         plain, _ = copy_model(given, None)
         if num_classes is not None:
             seed_everything(HEAD, asked.seed)
@@ -183,12 +185,14 @@ def finetune(
         if asked.ce != 0:
             checking.check_classes(train, classes)
         data = open_split(train, classes, training=True)
-        feed = make_feed(data, config, asked, rank, world, workers, accelerator.device.type == "cuda")
+        feed = make_feed(
+            data, config, asked, asked.batch_size, asked.seed, shard, workers, accelerator.device.type == "cuda"
+        )
         held_out = None if val is None else open_split(val, classes, training=False)
         weights = checking.settle_weights(asked, feed.labelled, teacher is not None, feed.name)
         if weights.ce:
             checking.check_labels(data, classes)
-        if (asked.mixup or asked.cutmix) and (feed.batch_size // world) % 2:
+        if (asked.mixup or asked.cutmix) and (feed.batch_size // shard.world) % 2:
             raise UsageError(f"mixup and cutmix mix pairs: batch_size={feed.batch_size} must be even in every process")
         steps = asked.steps or asked.epochs * feed.per_epoch
         blocks: tuple[str, ...] = ()

@@ -17,12 +17,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything
 from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.feeding import Feed
 from normsurgeon.finetuning.history import MOST, History, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.finetuning.watching import FirstUpdates, where_nonfinite
@@ -91,7 +91,7 @@ class Loop:
         _, self.dtype = home_of(student.core)
         self.first_updates = FirstUpdates(feed.batch_size)
         self.skipped: set[str] = set()
-        share = feed.batch_size // feed.world
+        share = feed.batch_size // feed.shard.world
         self.micro = -(-share // settings.grad_accum)
         self.every = max(1, steps // MOST)
         self.mixup = None
@@ -308,12 +308,12 @@ class Loop:
         """What to say of a norm that was given one value a channel."""
         core, part, feed, given, larger = self.student.core, self._part, self.feed, "", None
         if part is not None and len(part) == 1:
-            share, parts = feed.batch_size // feed.world, self.settings.grad_accum
-            how = [f"{feed.world} processes"] if feed.world > 1 else []
+            share, parts = feed.batch_size // feed.shard.world, self.settings.grad_accum
+            how = [f"{feed.shard.world} processes"] if feed.shard.world > 1 else []
             how += [f"{self.micro} at once"] if self.micro < share else []
             given = f" from one image of a batch of {feed.batch_size}" + (f" ({', '.join(how)})" if how else "")
             most = self.micro if self.micro < -(-share // parts) else None
-            wanted = larger_batch(feed.batch_size, feed.world, parts, most)
+            wanted = larger_batch(feed.batch_size, feed.shard.world, parts, most)
             if wanted is not None:
                 larger = f"batch_size={wanted} (--batch-size {wanted})"
                 larger = larger if wanted <= feed.images else f"more images than {feed.images}"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon.data.splitting import open_split
 from normsurgeon.distributed import own_device, own_shard, together
 from normsurgeon.errors import UsageError
-from normsurgeon.finetuning.feeding import open_split
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from normsurgeon._util.config import Config, setting
 
 
@@ -13,7 +11,7 @@ class ReconstructionConfig(Config):
     :raises UsageError: if a setting does not exist, or cannot have that value.
     """
 
-    what: ClassVar[str] = "reconstruction"
+    what = "reconstruction"
 
     local_steps: int = setting(40, "Updates of each block, in the first part.", ge=0)
     local_lr: float = setting(5e-4, "Learning rate of the first part.", gt=0)

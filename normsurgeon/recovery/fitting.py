@@ -10,9 +10,9 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything, seed_of
 from normsurgeon.errors import TrainingError
-from normsurgeon.finetuning.feeding import Feed
 from normsurgeon.inference.heads import classifier_of
 from normsurgeon.inference.objectives import distillation, feature_matching
 from normsurgeon.inference.run import classifier_logits, home_of

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
+from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.seeding import own_random_state
 from normsurgeon.data.sources import ImageSource
-from normsurgeon.data.splitting import split_numbers, split_source
+from normsurgeon.data.splitting import open_split, split_numbers, split_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.feeding import make_feed, open_split
 from normsurgeon.inference.run import eval_mode, name_of, placed
 from normsurgeon.inference.taps import shared_blocks
 from normsurgeon.inference.views import Data, open_views
@@ -133,8 +133,8 @@ def reconstruct(
             data = open_split(data, None, training=True)  # whatever its labels are
         fit, judge = _split(data, recipe, max_images)
         config = DataConfig.of(model)
-        settings = FinetuneConfig(batch_size=recipe.batch_size, scale=(recipe.scale, 1.0), seed=recipe.seed)
-        feed = make_feed(fit, config, settings, 0, 1, workers)
+        augmentation = Augmentation(scale=(recipe.scale, 1.0))
+        feed = make_feed(fit, config, augmentation, recipe.batch_size, recipe.seed, workers=workers)
         plans = (*origin_of(model).plans, *([result.plan] if isinstance(result, Conversion) else []))
         blocks = shared_blocks(model, reference, plans, config, required=False)
         held = held_images(open_views(judge, [model, reference], classifiers=True))

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from normsurgeon.data.feeding import training_transform
 from normsurgeon.data.sources import ImageSource, open_source
-from normsurgeon.data.splitting import split_source
+from normsurgeon.data.splitting import open_split, split_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.feeding import open_split, training_transform
 from normsurgeon.study.preprocessing import MOST_IMAGES, Preprocessing, fit
 
 HELD_OUT = 0.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,55 +13,36 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
 from normsurgeon.calls import Call
+from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
 from normsurgeon.data.seeding import SAMPLE, permutation, seed_everything
-from normsurgeon.data.sources import ImageSource, nothing_readable, open_source
+from normsurgeon.data.sources import ImageSource, nothing_readable
 from normsurgeon.data.transforms import DataConfig, ToMode
+from normsurgeon.distributed import ALONE, Shard
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.finetuning.config import FinetuneConfig
 
-TRAIN, HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
 Batch = tuple[Tensor, Tensor | None, tuple[str, ...]]
 
 
-def open_split(spec: Any, classes: int | None, training: bool) -> Any:
-    """What a data spec stands for in training or in validation; sources and batches pass through.
-
-    Of data that comes in splits, the training split or the held-out one: of digits and timm's datasets, and of a
-    folder with folders called ``train`` and ``val`` (``validation``, ``valid``, ``test``).
-    """
-    if not isinstance(spec, (str, os.PathLike)):
-        if isinstance(spec, Dataset) and not isinstance(spec, ImageSource):
-            return spec if training else DataLoader(spec, batch_size=64)
-        return spec if isinstance(spec, ImageSource) else list(spec)
-    text = os.fspath(spec)
-    splits = TRAIN if training else HELD_OUT
-    if os.path.isdir(text):
-        split = next((name for name in splits if os.path.isdir(os.path.join(text, name))), None)
-        return open_source(spec, classes=classes, split=split)
-    in_splits = spec != "demo"
-    return open_source(spec, classes=classes, split=splits[0] if in_splits else None)
-
-
-def training_transform(config: DataConfig, settings: FinetuneConfig, grey: bool = False) -> Any:
+def training_transform(config: DataConfig, augmentation: Augmentation, grey: bool = False) -> Any:
     """timm's training transform for a network's pre-processing; the plain one without ``augment``."""
-    if not settings.augment:
+    if not augmentation.augment:
         return config.transform()
     channels = config.input_size[0]
-    hflip = settings.hflip if settings.hflip is not None else (0.0 if grey else 0.5)
+    hflip = augmentation.hflip if augmentation.hflip is not None else (0.0 if grey else 0.5)
     steps = create_transform(
         config.input_size,
         is_training=True,
-        scale=settings.scale,
-        ratio=settings.ratio,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
         hflip=hflip,
-        vflip=settings.vflip,
-        color_jitter=settings.color_jitter,
-        auto_augment=settings.aa,
+        vflip=augmentation.vflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.aa,
         interpolation=config.interpolation,
         mean=config.mean,
         std=config.std,
-        re_prob=settings.reprob,
+        re_prob=augmentation.reprob,
     )
     config.transform()  # raises for channels that no image has
     return Compose([ToMode("L" if channels == 1 else "RGB"), steps])
@@ -154,7 +134,7 @@ class Feed:
     """The images of a run, update by update.
 
     batch_size   images an update, over all processes
-    rank, world  which equal share of them this process takes
+    shard        which equal part of them this process takes
     pinned       whether batches are put where a GPU fetches them faster
     """
 
@@ -163,8 +143,7 @@ class Feed:
     labelled: bool
     batch_size: int
     seed: int
-    rank: int = 0
-    world: int = 1
+    shard: Shard = ALONE
     workers: int = 0
     pinned: bool = False
 
@@ -179,14 +158,14 @@ class Feed:
         return self.images // self.batch_size
 
     def keys(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, image) of each image of this process's share of update ``step``."""
+        """(epoch, image) of each image of this process's part of update ``step``."""
         epoch, batch = divmod(step, self.per_epoch)
         order = permutation(self.images, self.seed, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        share = self.batch_size // self.world
-        return [(epoch, int(index)) for index in order[self.rank * share : (self.rank + 1) * share]]
+        rank, size = self.shard.rank, self.batch_size // self.shard.world
+        return [(epoch, int(index)) for index in order[rank * size : (rank + 1) * size]]
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The shares of the updates from ``first`` up to ``last``: (images, labels or None, names left out)."""
+        """This process's parts of updates ``first`` to ``last``: (images, labels or None, names left out)."""
         return iter(
             DataLoader(
                 self.samples,
@@ -214,7 +193,14 @@ class _Steps:
 
 
 def make_feed(
-    data: Any, config: DataConfig, settings: FinetuneConfig, rank: int, world: int, workers: int, pinned: bool = False
+    data: Any,
+    config: DataConfig,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    shard: Shard = ALONE,
+    workers: int = 0,
+    pinned: bool = False,
 ) -> Feed:
     """A feed of a source's images, or of ready-made batches.
 
@@ -229,7 +215,7 @@ def make_feed(
         if not len(data):
             raise DataError(f"{data.name} has no images to train on; try another split")
         first = next(iter(data.samples()))[0]
-        samples: Any = SourceSamples(data, training_transform(config, settings, first.mode == "L"), settings.seed)
+        samples: Any = SourceSamples(data, training_transform(config, augmentation, first.mode == "L"), seed)
         name, labelled = data.name, data.labelled
     elif isinstance(data, Dataset):
         name = type(data).__name__
@@ -237,7 +223,7 @@ def make_feed(
             raise DataError(f"the data set {name} is a stream, and training shuffles; try one with a length")
         if not len(data):
             raise DataError(f"the data set {name} is empty; try another split")
-        samples = DatasetSamples(data, settings.seed)
+        samples = DatasetSamples(data, seed)
         labelled = samples[0, 0][1] is not None
     else:
         samples = TensorSamples(data)
@@ -245,13 +231,13 @@ def make_feed(
         if not len(samples):
             raise DataError("there are no images to train on; the batches are empty (was an iterator used up before?)")
         labelled = samples.batches[0][1] is not None
-    size = min(settings.batch_size, len(samples))
+    size, world = min(batch_size, len(samples)), shard.world
     if size % world:
-        if size == settings.batch_size:
+        if size == batch_size:
             raise UsageError(
                 f"batch_size={size} cannot be shared by {world} processes; try {size - size % world or world}"
             )
         size -= size % world
     if size < world:
         raise DataError(f"{name} has {len(samples)} images, too few for {world} processes")
-    return Feed(samples, name, labelled, size, settings.seed, rank, world, workers, pinned)
+    return Feed(samples, name, labelled, size, seed, shard, workers, pinned)
