@@ -56,7 +56,8 @@ class Code:
 class Finding:
     """Something that stands out, in words: with the number behind it, and what one could do.
 
-    ``anchor`` is the row of a table (its first cell) that it is about.
+    ``kind`` is the word that labels it, by default its severity; ``anchor`` is the row of a table (its first cell)
+    that it is about.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Findings:
 
     findings: tuple[Finding, ...]
     empty: str = "Nothing stands out."
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,10 @@ class Column:
 class Table:
     """Rows whose first cell names them. Columns stand in order of importance: a narrow terminal shows the first.
 
-    Columns without any value are left out. ``searchable``: the page offers a filter and sorts by columns; ``shaded``:
-    the page tints numbers by their size; ``terminal_rows``: how many rows a terminal shows, ``important`` ones first
-    (text and page show all).
+    Columns without any value are left out. ``searchable``: the page offers a filter and sorts by columns, ``select``
+    is the title of a column whose values the filter lists, ``noun`` what it counts; ``shaded``: the page tints numbers
+    by their size; ``folded``: the page opens the table on request; ``terminal_rows``: how many rows a terminal shows,
+    ``important`` ones first (text and page show all).
     """
 
     columns: tuple[Column, ...]
@@ -103,7 +106,10 @@ class Table:
     title: str = ""
     note: str = ""
     searchable: bool = False
+    select: str = ""
+    noun: str = "rows"
     shaded: bool = False
+    folded: bool = False
     terminal_rows: int | None = None
     important: frozenset[str] = frozenset()
 
@@ -115,6 +121,7 @@ class Line:
     label: str
     values: tuple[Number, ...]
     log: bool = False
+    form: Form = "number"
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,10 @@ class Document:
     sections: tuple[Section, ...]
     subtitle: str = ""
     facts: tuple[Facts, ...] = field(default=())
+
+    def shown_in(self, medium: Medium) -> list[Section]:
+        """The sections that a medium shows."""
+        return [section for section in self.sections if section.only is None or medium in section.only]
 
     def blocks(self) -> list[Any]:
         """All blocks, in order."""

@@ -1,0 +1,345 @@
+"""Plotly figures in the house style: lines with bands or whiskers, heat maps, bars, intervals, and a choice of several.
+
+Colours are readable on light and on dark; everything else that differs between the two stands in the templates, which
+the page swaps. Plotly takes labels for HTML, so each text goes through ``label``.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plotly import graph_objects as go
+
+from normsurgeon.render.document import Matrix, Number
+from normsurgeon.render.formatting import short_name, significant
+
+TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777d87", "#cc5555")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
+MAX_TICKS = 9
+_GREY = "#777d87"
+
+
+def template(ink: str, muted: str, line: str, surface: str) -> dict[str, Any]:
+    """A plotly template in a page's colours."""
+    axis = {
+        "gridcolor": line, "linecolor": line, "zerolinecolor": line, "tickcolor": line, "automargin": True,
+        "title": {"font": {"color": muted, "size": 12}, "standoff": 8}, "tickfont": {"color": muted, "size": 11},
+    }  # fmt: skip
+    bar = {"tickfont": {"color": muted, "size": 11}}
+    layout = {
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "hovermode": "closest",
+        "font": {"color": ink, "size": 12}, "xaxis": axis, "yaxis": axis,
+        "hoverlabel": {"bgcolor": surface, "bordercolor": muted, "font": {"color": ink, "size": 11}, "align": "left"},
+        "legend": {"font": {"color": ink, "size": 11}, "bgcolor": "rgba(0,0,0,0)"},
+        "updatemenudefaults": {"bgcolor": surface, "bordercolor": muted, "font": {"color": ink, "size": 11}},
+        "annotationdefaults": {"font": {"color": muted, "size": 13}},
+    }  # fmt: skip
+    return {"layout": layout, "data": {"heatmap": [{"colorbar": bar}]}}
+
+
+LIGHT = template("#1b1e23", "#5a616c", "#e2e2dc", "#ffffff")
+DARK = template("#e7e8ea", "#a1a8b3", "#2d3239", "#1a1d22")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: ``y`` over ``x``, with ``low`` and ``high`` edges where it has a band or whiskers.
+
+    ``hover`` holds what is shown at each point, in lines; ``tone`` is the number of a colour; ``name`` stands in the
+    legend, once for all series of one name.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Number]
+    low: Sequence[Number] = ()
+    high: Sequence[Number] = ()
+    hover: Sequence[str] = ()
+    tone: int = 0
+    dash: str = "solid"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One row of a forest plot; ``filled`` where it is significant."""
+
+    name: str
+    value: float
+    low: Number = None
+    high: Number = None
+    filled: bool = False
+    hover: str = ""
+
+
+def label(text: Any) -> str:
+    """A text that plotly shows as it is, line breaks kept."""
+    return html.escape(str(text), quote=False).replace("\n", "<br>")
+
+
+def lines(
+    series: Sequence[Series],
+    *,
+    x_title: str = "",
+    y_title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    percent: bool = False,
+    band: bool = True,
+    at: Sequence[tuple[float, str]] = (),
+    keys: Sequence[tuple[str, str]] = (),
+    height: int = 270,
+) -> go.Figure:
+    """Lines over numbers. ``band``: edges as a shaded band, else as whiskers, next to each other where they coincide.
+
+    at    the ticks of the x axis, as (place, name)
+    keys  what the dashes mean, as (dash, meaning): shown in the legend
+    """
+    figure = _figure(height, showlegend=len({s.name for s in series}) > 1 or bool(keys))
+    logged: set[str] = set()
+    for i, line in enumerate(series):
+        shift = 0.0 if band else i - (len(series) - 1) / 2
+        x = [_shifted(v, shift, line.x, log_x) for v in line.x]
+        y = [v if v is not None and (not log_y or v > 0) else None for v in line.y]
+        style = {"legendgroup": label(line.name), "x": x}
+        if band and line.low:
+            for edge, fill in ((line.low, None), (line.high, "tonexty")):
+                figure.add_scatter(
+                    **style, y=list(edge), mode="lines", line_width=0, fill=fill, fillcolor=_faded(line.tone),
+                    hoverinfo="skip", showlegend=False,
+                )  # fmt: skip
+        solid, few = line.dash == "solid", len(line.x) <= 60
+        colour = TONES[line.tone % len(TONES)]
+        figure.add_scatter(
+            **style, y=y, name=label(line.name), showlegend=line.name not in logged,
+            mode="lines+markers" if solid or len(line.x) <= 40 else "lines",
+            line={"color": colour, "width": 1.8 if solid else 1.4, "dash": line.dash},
+            marker={"color": colour, "size": 6 if few else 4,
+                    "symbol": SYMBOLS[line.tone % len(SYMBOLS)] + ("" if solid else "-open")},
+            text=[label(text) for text in line.hover] or None,
+            hovertemplate="%{text}<extra></extra>" if line.hover else None,
+            error_y=None if band or not line.low else _whiskers(line.y, line.low, line.high, colour),
+        )  # fmt: skip
+        logged.add(line.name)
+    for dash, meaning in keys:
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=label(meaning), line={"color": _GREY, "dash": dash})
+    values = [v for line in series for v in line.y if v is not None]
+    figure.update_xaxes(title_text=label(x_title) or None, zeroline=False)
+    figure.update_yaxes(title_text=label(y_title) or None, nticks=6)
+    places = sorted({v for line in series for v in line.x})
+    if log_x and not at and len(places) <= MAX_TICKS:
+        at = [(place, f"{place:g}") for place in places]
+    if at:
+        figure.update_xaxes(tickmode="array", tickvals=[place for place, _ in at], ticktext=[label(t) for _, t in at])
+    if log_x:
+        figure.update_xaxes(type="log") if at else figure.update_xaxes(log_axis(places))
+    if log_y and any(v > 0 for v in values):
+        figure.update_yaxes(log_axis(values))
+    elif percent:
+        figure.update_yaxes(tickformat=".0%", rangemode="tozero" if band else "normal")
+    if values and not band and not log_y:
+        figure.update_yaxes(range=_range_around(values, series, percent))
+    return figure
+
+
+def heat(
+    rows: Sequence[str], columns: Sequence[str], values: Matrix, *, low: float = 0.0, high: float = 1.0
+) -> go.Figure:
+    """A matrix as colours, the first row at the top."""
+    import numpy as np
+
+    cells = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float32)
+    gap = 1 if len(rows) <= 30 else 0
+    # A layer called "1" is a name and not a place on the axis: the invisible sign keeps plotly from counting.
+    names = [["\u200b" + label(name) for name in axis] for axis in (columns, rows)]
+    figure = _figure(480, showlegend=False)
+    figure.add_heatmap(
+        x=names[0], y=names[1], z=cells, zmin=low, zmax=high, colorscale="Viridis", hoverongaps=False, xgap=gap,
+        ygap=gap, hovertemplate="%{y}<br>%{x}<br><b>%{z:.3f}</b><extra></extra>",
+        colorbar={"orientation": "h", "thickness": 8, "len": 0.4, "x": 1, "xanchor": "right", "y": 1,
+                  "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "ypad": 6, "xpad": 0},
+    )  # fmt: skip
+    across, down = ticks(columns, few=16), ticks(rows, few=16)
+    square = len(rows) == len(columns)
+    figure.update_xaxes(type="category", showgrid=False, constrain="domain", **_array(across, 14))
+    figure.update_yaxes(
+        type="category", showgrid=False, constrain="domain", autorange="reversed", scaleanchor="x" if square else None,
+        **_array(down, 18),
+    )  # fmt: skip
+    # The script makes it as high as it is wide.
+    return figure.update_layout(meta={"aspect": 1.02}, margin_t=60)
+
+
+def bars(
+    entries: Sequence[tuple[str, float, Number]],
+    *,
+    unit: str = "",
+    tones: Sequence[int] = (),
+    keys: Sequence[tuple[int, str]] = (),
+) -> go.Figure:
+    """Scores as horizontal bars with whiskers of one standard error; ``keys``: what the colours mean."""
+    places = list(range(len(entries)))
+    figure = _figure(len(entries) * 21 + 90, showlegend=len(keys) > 1, barmode="overlay")
+    tones = tones or [0] * len(entries)
+    for tone, meaning in keys or [(tone, "") for tone in dict.fromkeys(tones)]:
+        chosen = [i for i in places if tones[i] == tone]
+        figure.add_bar(
+            orientation="h", y=chosen, x=[entries[i][1] for i in chosen], name=label(meaning), width=0.72,
+            marker={"color": TONES[tone % len(TONES)], "line": {"width": 0}},
+            error_x={"type": "data", "array": [entries[i][2] or 0 for i in chosen], "color": _GREY, "thickness": 1.2,
+                     "width": 3, "visible": any(entries[i][2] is not None for i in chosen)},
+            text=[label(_score(*entries[i], unit)) for i in chosen], textposition="none",
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text=label(unit) or None, exponentformat="power", nticks=6)
+    return figure.update_yaxes(**_down([name for name, *_ in entries], 34))
+
+
+def intervals(rows: Sequence[Interval], *, unit: str = "") -> go.Figure:
+    """A forest plot: a dot and an interval a row, filled where significant; zero is marked."""
+    figure = _figure(max(2, len(rows)) * (22 if len(rows) > 12 else 34) + 80, showlegend=False)
+    values = [row.value for row in rows]
+    figure.add_scatter(
+        x=values, y=list(range(len(rows))), mode="markers",
+        marker={"size": 9, "symbol": ["circle" if row.filled else "circle-open" for row in rows],
+                "color": [TONES[0] if row.filled else _GREY for row in rows], "line_width": 1.8},
+        error_x=_whiskers(values, [row.low for row in rows], [row.high for row in rows], _GREY),
+        text=[label(row.hover or row.name) for row in rows], hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title_text=label(unit) or None, zeroline=True, zerolinecolor=_GREY, zerolinewidth=1.5, nticks=7)
+    return figure.update_yaxes(zeroline=False, **_down([row.name for row in rows], 44))
+
+
+def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
+    """Several figures in the place of one, with a menu; the first is shown at first."""
+    (first, *others) = figures.values()
+    if not others:
+        return first
+    count = sum(len(figure.data) for figure in figures.values())
+    merged, buttons, start = go.Figure(first), [], 0
+    for figure in others:
+        merged.add_traces([trace.update(visible=False) for trace in figure.data])
+    for name, figure in figures.items():
+        shown = [start <= i < start + len(figure.data) for i in range(count)]
+        start += len(figure.data)
+        layout = figure.layout.to_plotly_json()
+        kept = {key: layout[key] for key in ("xaxis", "yaxis", "height", "showlegend", "annotations") if key in layout}
+        buttons.append({"label": label(short_name(name, 40)), "method": "update", "args": [{"visible": shown}, kept]})
+    row = len(figures) <= 4 and sum(map(len, figures)) <= 30
+    menu = {
+        "type": "buttons" if row else "dropdown", "direction": "right" if row else "down", "showactive": True,
+        "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}, "buttons": buttons,
+    }  # fmt: skip
+    top = max(figure.layout.margin.t or 0 for figure in figures.values())
+    return merged.update_layout(updatemenus=[menu], margin_t=max(top, 60), legend={"y": -0.12, "yanchor": "top"})
+
+
+def empty(text: str) -> go.Figure:
+    """A figure that says why there is nothing to see."""
+    figure = _figure(180, showlegend=False)
+    return figure.add_annotation(text=label(text), showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
+
+
+def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
+    """Where the network's parts begin, (place, name): as deep in the module tree as gives some of them.
+
+    Up to ``few`` names are all given.
+    """
+    if len(names) <= few:
+        return list(enumerate(names))
+    begins: list[int] = []
+    parts: list[str] = []
+    for depth in (1, 2, 3):
+        parts = [".".join(name.split(".")[:depth]) for name in names]
+        begins = [i for i, part in enumerate(parts) if part not in parts[:i]]
+        if len(begins) >= 3 or len(begins) == len(names):
+            break
+    if 3 <= len(begins) <= MAX_TICKS:
+        return [(i, parts[i]) for i in begins]
+    step = max(1, math.ceil(len(names) / MAX_TICKS))
+    return [(i, names[i]) for i in range(0, len(names), step)]
+
+
+def log_axis(values: Sequence[Number]) -> dict[str, Any]:
+    """A logarithmic axis: 1, 2, 5 within a few decades, whole decades beyond."""
+    logs = [math.log10(v) for v in values if v is not None and v > 0]
+    low, high = min(logs), max(logs)
+    steps = (1, 1.5, 2, 3, 4, 5, 7) if high - low < 0.8 else (1, 2, 5) if high - low < 2.5 else (1,)
+    every = 2 if high - low > 7 else 1
+    pad = max(0.05, 0.06 * (high - low))
+    places = [m * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 2, every) for m in steps]
+    places = [v for v in places if low - pad <= math.log10(v) <= high + pad]
+    names = [f"{v:.4g}" if 1e-3 <= v < 1e4 else f"{_mantissa(v)}10<sup>{_exponent(v)}</sup>" for v in places]
+    return {"type": "log", "tickmode": "array", "tickvals": places, "ticktext": names,
+            "range": [low - pad, high + pad]}  # fmt: skip
+
+
+def _figure(height: int, **layout: Any) -> go.Figure:
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    margin = {"l": 8, "r": 8, "t": 10, "b": 8}
+    return go.Figure(layout={"template": LIGHT, "height": height, "margin": margin, "legend": legend, **layout})
+
+
+def _array(at: Sequence[tuple[int, str]], width: int) -> dict[str, Any]:
+    """Ticks at places, with names of at most that many characters."""
+    return {
+        "tickmode": "array",
+        "tickvals": [i for i, _ in at],
+        "ticktext": [label(short_name(n, width)) for _, n in at],
+    }
+
+
+def _down(names: Sequence[str], width: int) -> dict[str, Any]:
+    """A vertical axis of names, the first at the top."""
+    return {
+        "range": [len(names) - 0.4, -0.6],
+        "showgrid": False,
+        **_array([(i, f"{short_name(n, width)} ") for i, n in enumerate(names)], width + 1),
+    }
+
+
+def _whiskers(y: Sequence[Number], low: Sequence[Number], high: Sequence[Number], colour: str) -> dict[str, Any]:
+    def away(edge: Sequence[Number], sign: int) -> list[Number]:
+        return [None if a is None or b is None else sign * (b - a) for a, b in zip(y, edge, strict=True)]
+
+    return {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5, "width": 4,
+            "array": away(high, 1), "arrayminus": away(low, -1)}  # fmt: skip
+
+
+def _range_around(values: Sequence[float], series: Sequence[Series], percent: bool) -> list[float]:
+    """An interval of few seeds may dwarf all differences: the axis follows the means, and gives whiskers some room."""
+    ends = [v for line in series for v in (*line.low, *line.high) if v is not None] or list(values)
+    room = 0.6 * (max(values) - min(values)) or 0.1 * abs(values[0]) or 1.0
+    low = max(min(*values, *ends), min(values) - room, *([0.0] if percent else []))
+    high = min(max(*values, *ends), max(values) + room, *([1.0] if percent else []))
+    pad = 0.05 * ((high - low) or room)
+    return [low - pad, high + pad]
+
+
+def _shifted(value: float, shift: float, all_of_them: Sequence[float], log: bool) -> float:
+    """Whiskers at one place would hide each other: each line stands a little to the right of the last."""
+    low, high = min(all_of_them), max(all_of_them)
+    if log:
+        return value * (high / low) ** (0.012 * shift) if low > 0 else value
+    return value + 0.008 * shift * (high - low)
+
+
+def _faded(tone: int, share: float = 0.15) -> str:
+    red, green, blue = (int(TONES[tone % len(TONES)][i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{share})"
+
+
+def _score(name: str, value: float, error: Number, unit: str) -> str:
+    return f"{name}\n{significant(value)}" + (f" ± {significant(error)}" if error is not None else "") + f" {unit}"
+
+
+def _mantissa(value: float) -> str:
+    digit = f"{value:.0e}".split("e")[0]
+    return "" if digit == "1" else f"{digit}·"
+
+
+def _exponent(value: float) -> str:
+    return str(math.floor(math.log10(value) + 1e-9)).replace("-", "−")
