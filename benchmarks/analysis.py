@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import normsurgeon as ns
 from normsurgeon.analysis.capture import captured
-from normsurgeon.analysis.layers import choose_layers
+from normsurgeon.analysis.choosing import choose_layers
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.inference.hooks import listening

@@ -585,7 +585,7 @@ def test_impossible_numbers_are_refused_by_the_sites_name(spoil, reason):
     spoil(model.bn1)
     decisions = {d.name: d for d in ns.plan(model, to="gn").decisions}
     assert (decisions["bn1"].status, decisions["bn1"].reason) == ("refused", reason)
-    assert {s["name"]: s["reason"] for s in ns.inspect(model).sites}["bn1"] == reason
+    assert {site.name: site.reason for site in ns.inspect(model).sites}["bn1"] == reason
     assert ns.convert(model, to="gn").counts == {"converted": 2, "kept": 0, "refused": 1}
 
 

@@ -244,23 +244,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _show(plan: ConversionPlan, each_site: bool) -> None:
     if each_site:
-        header = ("layer", "from", "channels", "status", "to", "groups", "whitening", "reason")
-        print_table(
-            header,
-            [
-                (
-                    d.name,
-                    d.site.class_name,
-                    d.site.channels,
-                    d.status,
-                    d.target,
-                    d.groups,
-                    d.whitening,
-                    d.reason,
-                )
-                for d in plan.decisions
-            ],
-        )
+        print_table([column.title for column in plan.table.columns], plan.table.rows)
     else:
         alike: Counter[tuple[Any, ...]] = Counter(
             (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason)) for d in plan.decisions
@@ -269,8 +253,7 @@ def _show(plan: ConversionPlan, each_site: bool) -> None:
             ("sites", "from", "status", "to", "groups", "whitening", "reason"),
             [(number, *key) for key, number in alike.most_common()],
         )
-    counts = ", ".join(f"{number} {state}" for state, number in plan.counts.items())
-    out().print(f"{plan.model} → {plan.target}: {counts}", markup=False, soft_wrap=True)
+    out().print(plan.summary, markup=False, soft_wrap=True)
 
 
 def _gist(reason: str | None) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
-from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
+from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass, Progress

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from normsurgeon.analysis.features import features
-from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.similarity import grid
 from normsurgeon.distributed import gather
 from normsurgeon.reporting.records import LayerPair, LayerStatistics, Matrix

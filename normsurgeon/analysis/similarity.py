@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normsurgeon.analysis.features import features
-from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.reporting.records import Matrix
 
 LEAST = 4

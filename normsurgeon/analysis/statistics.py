@@ -14,7 +14,7 @@ from torch import Tensor
 
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
-from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.sampling import VectorSample
 from normsurgeon.distributed import gather
 from normsurgeon.inference import moments

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normsurgeon.analysis.capture import Receiver, captured
 from normsurgeon.analysis.comparison import PairCollector
-from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of

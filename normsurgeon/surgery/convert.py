@@ -16,6 +16,8 @@ from normsurgeon.graph.following import Followed
 from normsurgeon.graph.skeleton import require_plain, why_valueless
 from normsurgeon.graph.trace import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import batchnorm
+from normsurgeon.render.document import Document, Facts, Notes, Section
+from normsurgeon.render.presentable import Presentable
 from normsurgeon.surgery import verdict as verdicts
 from normsurgeon.surgery.building import new_layer_
 from normsurgeon.surgery.check import Check, check
@@ -30,7 +32,7 @@ DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": Fa
 
 
 @dataclass
-class Conversion:
+class Conversion(Presentable):
     """What ``convert`` returns.
 
     model       the converted network
@@ -71,8 +73,12 @@ class Conversion:
     def __repr__(self) -> str:
         return f"Conversion({self.summary})"
 
-    def _repr_html_(self) -> str:
-        return self.plan._repr_html_()
+    def document(self) -> Document:
+        """What was proven, how much of the function is left, and the sites."""
+        known = (("check", self.check), ("verdict", self.verdict))
+        facts = Facts(tuple((name, str(value)) for name, value in known if value is not None))
+        section = Section("sites", "Sites", (self.plan.table, Notes(self.plan.notes)))
+        return Document("Conversion", self.plan.summary, (section,), facts=(facts,))
 
 
 def convert(
