@@ -80,7 +80,7 @@ def measure_statistics(repeats: int, batches: int) -> None:
             ours.append(times[1])
         if 0 < step <= repeats:
             others.append(seconds(it.naive))
-    closing = seconds(it.collector.results)
+    closing = seconds(it.collector.compute)
     forward, with_all, naive = map(statistics.median, (plain, ours, others))
     whole = (batches * with_all + closing) / (batches * forward)
     print(f"ResNet-50, batch 8, {len(it.layers)} layers, {batches} batches, {torch.get_num_threads()} threads")
@@ -97,7 +97,7 @@ def peak_of_pass(how: str, batches: int) -> float:
     for _ in range(batches):
         getattr(it, how)()
     if how == "watched":
-        it.collector.results()
+        it.collector.compute()
     return peak_mib()
 
 
@@ -138,8 +138,8 @@ def compared(
             kept.begin(len(images))
             with captured(chosen, kept.on_output):
                 network(images)
-        similarity.add(*kernels)
-        return similarity.matrices()
+        similarity.update(*kernels)
+        return similarity.compute()
 
     return run
 

@@ -161,10 +161,10 @@ def test_nothing_to_score_is_an_error(small, tmp_path):
         evaluate(small, [])
 
 
-def test_max_images_takes_some_and_progress_is_told(small, folder, made):
-    told = []
-    found = evaluate(small, folder, max_images=4, batch_size=3, on_progress=lambda *args: told.append(args))
-    assert (found.images, told) == (4, [(3, 4), (4, 4)])
+def test_max_images_takes_some_and_progress_is_reported(small, folder, made):
+    seen = []
+    found = evaluate(small, folder, max_images=4, batch_size=3, on_progress=seen.append)
+    assert (found.images, [(progress.done, progress.total) for progress in seen]) == (4, [(3, 4), (4, 4)])
     assert evaluate(Given(), batches_of(*made), max_images=10).images == 10
 
 

@@ -229,7 +229,12 @@ def test_an_inventory_holds_a_record_for_each_layer_and_shows_them_as_a_table():
     found = ns.inspect(model, name="net", example_inputs=torch.zeros(1, 3, 8, 8))
     batch_norm, group_norm = found.sites
     assert (batch_norm.name, batch_norm.producer, batch_norm.foldable, batch_norm.groups) == ("1", "0", True, None)
-    assert (group_norm.class_name, group_norm.channels, group_norm.groups, group_norm.foldable) == ("GroupNorm", 8, 2, None)
+    assert (group_norm.class_name, group_norm.channels, group_norm.groups, group_norm.foldable) == (
+        "GroupNorm",
+        8,
+        2,
+        None,
+    )
     assert [site["class"] for site in found.to_dict()["sites"]] == ["BatchNorm2d", "GroupNorm"]
     assert str(found).startswith("Norm layers: net, 1 BatchNorm, 1 GroupNorm\n")
     assert re.search(r"^1 +BatchNorm2d +8 +8×6×6 +0 +yes$", str(found), re.MULTILINE)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon._util.progress import Progress
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.predict import predict
 
@@ -174,15 +175,15 @@ def test_the_model_comes_back_as_it_was_also_after_an_error(photos):
     assert [module.training for module in model.modules()] == before
     assert torch.equal(model.bn1.running_mean, mean)
     with pytest.raises(RuntimeError, match="stop"):
-        predict(model, photos, on_progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop")))
+        predict(model, photos, on_progress=lambda progress: (_ for _ in ()).throw(RuntimeError("stop")))
     assert [module.training for module in model.modules()] == before
 
 
 def test_progress_counts_every_image_the_unreadable_ones_too(small, photos):
     (photos / "5.jpg").write_bytes(b"no image")
-    told: list[tuple[int, int | None]] = []
-    predict(small, photos, batch_size=3, on_progress=lambda *args: told.append(args))
-    assert told == [(3, 4), (4, 4)]
+    seen: list[Progress] = []
+    predict(small, photos, batch_size=3, on_progress=seen.append)
+    assert [(progress.done, progress.total) for progress in seen] == [(3, 4), (4, 4)]
 
 
 def test_a_network_in_another_precision_is_given_images_in_it(photos):

@@ -112,7 +112,7 @@ def analyze(
             device=options.device_or_default(device),
             workers=workers,
             example_inputs=options.example_inputs(input_shape),
-            on_progress=advance,
+            on_progress=lambda p: advance(p.stage, p.done, p.total),
             name=model,
             baseline_name=baseline,
             command=shlex.join(["normsurgeon", *sys.argv[1:]]),

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from normsurgeon.data.demo_images import photographs
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.transforms import DataConfig
-from normsurgeon.inference.evaluate import compare_logits
 from normsurgeon.inference.run import classifier_logits
 from normsurgeon.models.checkpoint import save
 from normsurgeon.models.load import load
+from normsurgeon.surgery.agreement import Agreement
 from normsurgeon.surgery.convert import convert
 from normsurgeon.surgery.plain_swap import plain_swap
 
@@ -87,9 +87,13 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
         with torch.inference_mode():
             logits = torch.cat([classifier_logits(network, batch).double() for batch in images.split(2 * VIEWS)])
         reference = logits if reference is None else reference
-        same, kl = compare_logits(logits, reference)
+        sums = Agreement()
+        sums.update(logits, reference)
+        agreement, kl = sums.compute()
+        assert agreement is not None
+        assert kl is not None
         parameters = sum(p.numel() for p in network.parameters())
-        rows.append(Row(label, same / len(images), max(kl, 0.0) / len(images), parameters, seconds, verdict))
+        rows.append(Row(label, agreement, kl, parameters, seconds, verdict))
         whole = logits[::VIEWS].argmax(1).tolist()
         answers.append([names[i].split(",")[0] for i in whole])
     on_progress(len(ROWS), len(ROWS))

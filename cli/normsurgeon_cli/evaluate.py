@@ -47,7 +47,7 @@ def evaluate(
             batch_size=batch_size,
             max_images=max_images,
             device=options.device_or_default(device),
-            on_progress=advance,
+            on_progress=lambda p: advance(p.done, p.total),
         )
     document = {**result.to_dict(), "model": model}
     if json:

@@ -52,7 +52,7 @@ def predict(
             classes=classes,
             batch_size=batch_size,
             device=options.device_or_default(device),
-            on_progress=advance,
+            on_progress=lambda p: advance(p.done, p.total),
         )
     if json:
         print_json({**result.to_dict(), "model": model})

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon._util.suggest import suggest
+from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
-from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
-from normsurgeon.analysis.streaming import Pass, Progress
+from normsurgeon.analysis.streaming import Pass
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
@@ -51,7 +52,7 @@ def analyze(
     device: str | torch.device | None = None,
     workers: int = 0,
     example_inputs: Any = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     name: str | None = None,
     baseline_name: str | None = None,
     command: str | None = None,
@@ -73,7 +74,7 @@ def analyze(
     device       where to run; the models are put back afterwards
     example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where the first of
                  them does not tell
-    on_progress  is told what is being done, how much is done, and how much there is (None: not known)
+    on_progress  called with a Progress after each batch
 
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for
     statistics and similarity together; memory does not grow with their number.
@@ -138,8 +139,8 @@ def analyze(
                 versions=_versions(),
                 notes=look.notes(),
             ),
-            statistics=look.statistics.results() if "statistics" in parts else None,
-            baseline_statistics=look.baseline_statistics.results() if "statistics" in parts and baseline else None,
+            statistics=look.statistics.compute() if "statistics" in parts else None,
+            baseline_statistics=look.baseline_statistics.compute() if "statistics" in parts and baseline else None,
             similarity=look.similarity() if "similarity" in parts else None,
             comparison=comparison,
             sensitivity=sensitivity,
@@ -158,22 +159,22 @@ def _sensitivity(
     sweep: bool,
     seed: int,
     parts: tuple[str, ...],
-    progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[tuple[Sensitivity, ...] | None, tuple[SweepPoint, ...]]:
     if "sensitivity" not in parts:
         return None, ()
     total = sum(len(images) for images, _ in held)
 
-    def tell(method: str, done: int) -> None:
-        if progress is not None:
-            progress(f"sensitivity: {method.replace('_', ' ')}", done, total)
+    def watch(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(Progress(f"sensitivity: {progress.stage.replace('_', ' ')}", progress.done, total))
 
     owners = [layer.name for layer in chosen if next(layer.module.parameters(), None) is not None]
     found = measure_sensitivity(
-        model, held, methods=methods, layers=owners if patterns else None, seed=seed, on_progress=tell
+        model, held, methods=methods, layers=owners if patterns else None, seed=seed, on_progress=watch
     )
     norms = [layer.name for layer in chosen if layer.kind == "norm"]
-    points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=tell) if sweep and norms else ()
+    points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch) if sweep and norms else ()
     return found, points
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon.data.batches import Batches, unpacked
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.transforms import DataConfig
@@ -79,8 +80,7 @@ def open_views(
             shard=shard,
         )
         return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
-    if max_images is not None and max_images < 1:
-        raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
+    check_at_least(1, max_images=max_images)
     once = iter(data) is data
     return Views(
         lambda: _ready_made(data, max_images, shard, whole),

@@ -24,7 +24,7 @@ from normsurgeon.errors import UsageError
 from normsurgeon.graph.following import Followed
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
 from normsurgeon.norms.affine import Affine, Moments
-from normsurgeon.surgery.agreement import compare_logits
+from normsurgeon.surgery.agreement import Agreement
 from normsurgeon.surgery.probing import synthetic_calls
 
 NORM_IMAGES, OUTPUT_IMAGES = 32, 16
@@ -272,6 +272,8 @@ def _as_classifiers(
     images = len(before[0])
     if len(before[0].argmax(1).unique()) < 2:
         return None, None, None  # an original that says the same of all of them is easily agreed with
-    same, kl = compare_logits(after[0].double().cpu(), before[0].double().cpu())
-    share = same / images
-    return share, math.sqrt(share * (1 - share) / images), max(kl / images, 0.0) if math.isfinite(kl) else kl
+    agreement = Agreement()
+    agreement.update(after[0], before[0])
+    share, kl = agreement.compute()
+    assert share is not None
+    return share, math.sqrt(share * (1 - share) / images), kl

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from normsurgeon.analysis.sensitivity.borrowing import differentiable, out_of_pl
 from normsurgeon.analysis.sensitivity.explaining import Explained
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
+from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import classifier_logits
 from normsurgeon.reporting.records import Sensitivity
 
@@ -59,10 +59,8 @@ def attribution(
         for images, labels in objective.run(method):
             calls: Counter[str] = Counter()
             size: Counter[str] = Counter()
-            with torch.no_grad(), _watched(selection.modules, calls, size):
-                logits = classifier_logits(model, images)
-            targets = objective.targets(logits, labels)
-            objective.loss_sum(logits, targets)  # refuses one that is not finite
+            with torch.no_grad(), listening(_counting(selection.modules, calls, size)):
+                logits, targets, _ = objective.forward(images, labels)
             failed |= {
                 layer: f"called {calls[layer]} times in one pass; captum explains one call"
                 for layer in selection.modules
@@ -141,23 +139,12 @@ def _target_logits(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
     return logits_NK.gather(1, targets_N[:, None])[:, 0].cpu()
 
 
-@contextmanager
-def _watched(modules: dict[str, nn.Module], calls: Counter[str], size: Counter[str]) -> Iterator[None]:
-    """Count the modules' calls, and the bytes of what they return, while a model runs."""
+def _counting(modules: dict[str, nn.Module], calls: Counter[str], size: Counter[str]) -> Iterator[Tap]:
+    """Count the calls in which modules return a tensor, and the bytes of these."""
 
-    def watcher(layer: str) -> Callable[..., None]:
-        def watch(module: nn.Module, args: Any, output: Any) -> None:
-            calls[layer] += 1
-            if isinstance(output, Tensor):
-                size[layer] += output.numel() * output.element_size()
+    def count(layer: str, output: Tensor) -> None:
+        calls[layer] += 1
+        size[layer] += output.numel() * output.element_size()
 
-        return watch
-
-    hooks = []
-    try:
-        for layer, module in modules.items():
-            hooks.append(module.register_forward_hook(watcher(layer)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for layer, module in modules.items():
+        yield module, "output", partial(count, layer)

@@ -12,7 +12,7 @@ from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection
-from normsurgeon.inference.run import classifier_logits, logits_of
+from normsurgeon.inference.run import logits_of
 from normsurgeon.reporting.records import Sensitivity
 
 MEMORY = 256 * 2**20
@@ -41,9 +41,7 @@ def fisher(objective: Objective, selection: Selection, *, memory: int = MEMORY) 
     with differentiable(model, tensors):
         for images, labels in objective.run("fisher"):
             with torch.no_grad():
-                logits = classifier_logits(model, images)
-                targets = objective.targets(logits, labels)
-                objective.loss_sum(logits, targets)  # refuses one that is not finite
+                _, targets, _ = objective.forward(images, labels)
             squares = None
             if details["per_sample"] == "vmap":
                 try:

@@ -10,7 +10,7 @@ from normsurgeon.analysis.sensitivity.borrowing import differentiable, generator
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
 from normsurgeon.errors import UsageError
-from normsurgeon.inference.run import classifier_logits, name_of
+from normsurgeon.inference.run import name_of
 from normsurgeon.reporting.records import Sensitivity
 
 
@@ -35,12 +35,11 @@ def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 1
     unused = set(range(len(tensors)))
     with differentiable(model, tensors):
         for images, labels in objective.run("hessian_trace"):
-            logits = classifier_logits(model, images)
-            loss = objective.loss_sum(logits, objective.targets(logits, labels))
+            _, _, loss = objective.forward(images, labels)
             try:
                 gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
                 unused -= {number for number, gradient in enumerate(gradients) if gradient is not None}
-                del logits, loss
+                del loss
                 if not samples_KP.any():  # once, on the first batch
                     _require_second_derivatives(gradients)
                 samples_KP += _products(selection, gradients, probes, seed).cpu()

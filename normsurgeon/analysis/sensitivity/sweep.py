@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon._util.progress import OnProgress
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
@@ -35,7 +36,7 @@ def sweep_norms(
     loss: Loss = "auto",
     max_batches: int | None = None,
     device: str | torch.device | None = None,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Change one setting of one norm layer at a time, and see what the loss and the logits do.
 
@@ -69,9 +70,7 @@ def sweep_norms(
     sums = torch.zeros(len(settings), 2, dtype=torch.float64)
     with borrowed(model, device), torch.no_grad():
         for images, labels in objective.run("sweep"):
-            logits = classifier_logits(model, images)
-            targets = objective.targets(logits, labels)
-            objective.loss_sum(logits, targets)  # refuses one that is not finite
+            logits, targets, _ = objective.forward(images, labels)
             logits = logits.double()
             base = cross_entropies(logits, targets).sum()
             for row, (layer, setting, value) in zip(sums, settings, strict=True):
