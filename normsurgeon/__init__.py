@@ -17,6 +17,7 @@ from normsurgeon.version import __version__
 
 if TYPE_CHECKING:
     from normsurgeon.analysis.analyze import analyze as analyze
+    from normsurgeon.analysis.report import Report as Report
     from normsurgeon.data.transforms import DataConfig as DataConfig
     from normsurgeon.finetuning.finetune import Finetuned as Finetuned
     from normsurgeon.finetuning.finetune import finetune as finetune
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from normsurgeon.recovery.calibrate import calibrate as calibrate
     from normsurgeon.recovery.reconstruct import Reconstruction as Reconstruction
     from normsurgeon.recovery.reconstruct import reconstruct as reconstruct
-    from normsurgeon.reporting.records import Report as Report
     from normsurgeon.study.answer import Answer as Answer
     from normsurgeon.study.experiment import run_study as run_study
     from normsurgeon.surgery.convert import Conversion as Conversion
@@ -69,7 +69,7 @@ _HOME = {
     "calibrate": "recovery.calibrate",
     "Reconstruction": "recovery.reconstruct",
     "reconstruct": "recovery.reconstruct",
-    "Report": "reporting.records",
+    "Report": "analysis.report",
     "ConversionPlan": "surgery.plan",
     "plan": "surgery.plan",
     "Conversion": "surgery.convert",

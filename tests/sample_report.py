@@ -7,19 +7,19 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from normsurgeon.reporting.records import (
+from normsurgeon.analysis.records import (
     Comparison,
     Finding,
     LayerPair,
     LayerStatistics,
     Matrix,
     Provenance,
-    Report,
     Score,
     Sensitivity,
     Similarity,
     SweepPoint,
 )
+from normsurgeon.analysis.report import Report
 
 Named = tuple[str, str, str, tuple[int, ...]]
 """Layer, kind, class, shape."""

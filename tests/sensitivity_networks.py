@@ -7,8 +7,8 @@ from conftest import randomise_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.measure import METHODS, measure_sensitivity
-from normsurgeon.reporting.records import Sensitivity
 
 PARAMETER_METHODS = METHODS[:4]
 

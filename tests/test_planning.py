@@ -219,7 +219,7 @@ def test_a_notebook_shows_a_plan_and_a_conversion_as_the_same_table():
 def test_printing_shows_the_summary_and_a_row_for_each_site():
     plan = ns.plan(ConvNet(), to="gn", keep=["bn1"])
     lines = str(plan).splitlines()
-    assert lines[0] == f"Plan: {plan.summary}" == "Plan: ConvNet → gn: 2 converted, 1 kept, 0 refused"
+    assert lines[0] == plan.summary == "ConvNet → gn: 2 converted, 1 kept, 0 refused"
     rows = [line.split() for line in lines if line.startswith("bn")]
     assert [(row[0], row[3]) for row in rows] == [("bn1", "kept"), ("bn2", "converted"), ("bn3", "converted")]
 

@@ -10,11 +10,11 @@ from conftest import randomise_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity import attribution, explaining
 from normsurgeon.analysis.sensitivity.measure import measure_sensitivity
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import select_layers
-from normsurgeon.reporting.records import Sensitivity
 
 ATTRIBUTIONS = ("conductance", "gradient_x_activation", "feature_ablation")
 

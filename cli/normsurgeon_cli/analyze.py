@@ -122,9 +122,9 @@ def analyze(
     if json:
         print_json(report.to_dict())
         return
-    from normsurgeon.reporting.terminal import print_report
+    from normsurgeon.render.terminal import print_document
 
-    print_report(report, out())
+    print_document(report.document(), out())
     if html is None:
         print_message("next: --html report.html writes this as a page")
 

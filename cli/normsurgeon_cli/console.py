@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normsurgeon.distributed import is_main_process
-from normsurgeon.reporting.text import plain_table
+from normsurgeon.render.text import plain_table
 
 _NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
 

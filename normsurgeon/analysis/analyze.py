@@ -19,6 +19,8 @@ from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
+from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
+from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass
@@ -27,7 +29,6 @@ from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
-from normsurgeon.reporting.records import Provenance, Report, Sensitivity, SweepPoint
 from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__

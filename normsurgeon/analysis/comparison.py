@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
+from normsurgeon.analysis.records import LayerPair, LayerStatistics, Matrix
 from normsurgeon.analysis.similarity import grid
 from normsurgeon.distributed import gather
-from normsurgeon.reporting.records import LayerPair, LayerStatistics, Matrix
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from normsurgeon.reporting.records import Comparison, Finding, LayerStatistics, Report, Sensitivity, Similarity
+from normsurgeon.analysis.records import Comparison, Finding, LayerStatistics, Sensitivity, Similarity
+from normsurgeon.analysis.report import Report
 
 FLUCTUATION = (0.25, 0.5)
 """Group statistics that vary by more than these between images: a notice, a warning."""
@@ -26,7 +27,7 @@ _SEVERITIES = ("problem", "warning", "notice", "good")
 def find(report: Report) -> tuple[Finding, ...]:
     """The findings of a report, the gravest first.
 
-    >>> from normsurgeon.reporting.records import Provenance
+    >>> from normsurgeon.analysis.records import Provenance
     >>> find(Report(Provenance("net", "demo", 1, 0, 1, 0, "cpu")))
     ()
     """

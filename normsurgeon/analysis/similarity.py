@@ -16,8 +16,8 @@ from torch import Tensor
 
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
+from normsurgeon.analysis.records import Matrix
 from normsurgeon.norms.layers import wide
-from normsurgeon.reporting.records import Matrix
 
 LEAST = 4
 """Images that the unbiased estimator of HSIC needs in a batch: its denominator holds n − 3."""

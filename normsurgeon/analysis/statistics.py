@@ -15,10 +15,10 @@ from torch import Tensor
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
+from normsurgeon.analysis.records import LayerStatistics
 from normsurgeon.analysis.sampling import VectorSample
 from normsurgeon.distributed import gather
 from normsurgeon.inference import moments
-from normsurgeon.reporting.records import LayerStatistics
 
 TAU = 0.025
 """A channel is dormant at a score of at most this: the threshold of Sokar et al. (arXiv 2302.12902)."""

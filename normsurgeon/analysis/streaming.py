@@ -12,6 +12,7 @@ from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.analysis.capture import Receiver, captured
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
+from normsurgeon.analysis.records import Comparison, Similarity
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
@@ -19,7 +20,6 @@ from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
-from normsurgeon.reporting.records import Comparison, Similarity
 from normsurgeon.surgery.agreement import Agreement
 
 

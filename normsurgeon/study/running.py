@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from normsurgeon._util.files import write_atomically
 from normsurgeon.analysis.analyze import analyze
+from normsurgeon.analysis.report import Report
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import (
     CheckpointError,
@@ -30,7 +31,6 @@ from normsurgeon.finetuning.finetune import finetune
 from normsurgeon.finetuning.history import History
 from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.models.state_dict import load_state_dict_into, read_file, write_safetensors
-from normsurgeon.reporting.records import Report
 from normsurgeon.study.grid import Grid
 from normsurgeon.study.networks import build_network
 from normsurgeon.study.originals import original_data

@@ -78,7 +78,7 @@ class Conversion(Presentable):
         known = (("check", self.check), ("verdict", self.verdict))
         facts = Facts(tuple((name, str(value)) for name, value in known if value is not None))
         section = Section("sites", "Sites", (self.plan.table, Notes(self.plan.notes)))
-        return Document("Conversion", self.plan.summary, (section,), facts=(facts,))
+        return Document("", self.plan.summary, (section,), facts=(facts,))
 
 
 def convert(

@@ -152,7 +152,7 @@ class ConversionPlan(Presentable):
 
     def document(self) -> Document:
         """The sites, and what of the model was not followed."""
-        return Document("Plan", self.summary, (Section("sites", "Sites", (self.table, Notes(self.notes))),))
+        return Document("", self.summary, (Section("sites", "Sites", (self.table, Notes(self.notes))),))
 
 
 def plan(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.one_line import one_line
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity import explaining
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, out_of_place
 from normsurgeon.analysis.sensitivity.explaining import Explained
@@ -18,7 +19,6 @@ from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
 from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import classifier_logits
-from normsurgeon.reporting.records import Sensitivity
 
 MEMORY = 512 * 2**20
 """Bytes that the outputs of all layers together may take where they are explained at once."""

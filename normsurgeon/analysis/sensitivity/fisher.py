@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from normsurgeon._util.one_line import one_line
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection
 from normsurgeon.inference.run import logits_of
-from normsurgeon.reporting.records import Sensitivity
 
 MEMORY = 256 * 2**20
 """Bytes that the per-sample gradients of one chunk may take."""

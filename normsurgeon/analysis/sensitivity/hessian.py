@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from normsurgeon._util.one_line import one_line
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, generator_for
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import name_of
-from normsurgeon.reporting.records import Sensitivity
 
 
 def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 16, seed: int = 0) -> Sensitivity:

@@ -11,6 +11,7 @@ from torch import nn
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress
 from normsurgeon._util.suggest import suggest
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.attribution import attribution
 from normsurgeon.analysis.sensitivity.borrowing import borrowed
 from normsurgeon.analysis.sensitivity.fisher import fisher
@@ -20,7 +21,6 @@ from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective
 from normsurgeon.analysis.sensitivity.selection import select_layers
 from normsurgeon.analysis.sensitivity.taylor import taylor
 from normsurgeon.errors import UsageError
-from normsurgeon.reporting.records import Sensitivity
 
 METHODS = (
     "taylor",

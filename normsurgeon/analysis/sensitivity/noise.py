@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import generator_for, restored
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
 from normsurgeon.inference.run import classifier_logits
-from normsurgeon.reporting.records import Sensitivity
 
 
 def noise(

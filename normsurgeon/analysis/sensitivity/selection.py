@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.suggest import suggest
+from normsurgeon.analysis.records import Score
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import name_of
-from normsurgeon.reporting.records import Score
 
 
 @dataclass(frozen=True)

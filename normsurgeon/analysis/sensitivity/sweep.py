@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from normsurgeon._util.progress import OnProgress
 from normsurgeon._util.suggest import suggest
+from normsurgeon.analysis.records import SweepPoint
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
 from normsurgeon.errors import PatternError, UsageError
@@ -19,7 +20,6 @@ from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import ChannelAffine
 from normsurgeon.patterns import shorten
-from normsurgeon.reporting.records import SweepPoint
 
 EPS_FACTORS = (0.1, 10.0, 1000.0)
 SCALE_FACTORS = (0.9, 1.1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
-from normsurgeon.reporting.records import Sensitivity
 
 
 def taylor(objective: Objective, selection: Selection) -> Sensitivity:
