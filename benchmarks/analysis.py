@@ -110,7 +110,7 @@ def measure_memory() -> None:
 
 
 def peak_of_stream(images: int) -> float:
-    """The peak resident size in MiB of a process that analyses so many images."""
+    """The peak resident size in MiB of a process that analyses that many images."""
     model = timm.create_model("resnet18").eval()
     batches = (torch.randn(50, 3, 32, 32) for _ in range(images // 50))
     ns.analyze(model, batches, only=["statistics", "similarity"])

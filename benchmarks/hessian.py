@@ -1,4 +1,4 @@
-"""What the Hessian's trace of every layer costs, beside PyHessian's one trace of the whole network.
+"""What the Hessian's trace of every layer costs, next to PyHessian's one trace of the whole network.
 
     pip install pyhessian
     OMP_NUM_THREADS=1 python benchmarks/hessian.py [--model resnet18] [--size 64] [--batch 8] [--probes 8] [--repeats 5]
@@ -8,7 +8,7 @@ Both take the same network in eval mode, the same batch and labels, and as many 
 parameter tensor, against ``pyhessian.hessian(...).trace(maxIter=probes, tol=-inf)``, one number a probe for the whole
 network (with tol=0 it stops after the second probe wherever the running trace is negative). Each repeat times both, in
 alternating order, whole calls from the model and the batch to the figures; the medians, and the median of the repeats'
-ratios, are printed. The two totals are printed beside each other, as a check.
+ratios, are printed. The two totals are printed next to each other, as a check.
 """
 
 from __future__ import annotations

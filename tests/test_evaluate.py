@@ -221,7 +221,7 @@ def test_data_that_is_no_data_is_refused(small, folder):
         evaluate(small, [("a", "b")])
     with pytest.raises(DataError, match="some batches have labels and others have none"):
         evaluate(Given(), [(torch.rand(2, 9, 1, 1), torch.tensor([0, 1])), (torch.rand(2, 9, 1, 1), None)])
-    with pytest.raises(DataError, match="holds 3 class folders and the network tells 2 classes apart"):
+    with pytest.raises(DataError, match="holds 3 class folders and the network has 2 classes"):
         evaluate(timm.create_model("test_resnet", num_classes=2), folder)
 
 

@@ -40,7 +40,7 @@ def test_planning_and_printing_leave_the_model_alone(convnet):
     before = {k: v.clone() for k, v in convnet.state_dict().items()}
     text = str(ns.plan(convnet, to="gn"))
     assert text.splitlines()[0] == "ConvNet → gn: 3 converted, 0 kept, 0 refused"
-    assert text.splitlines()[2].split()[:8] == ["bn1", "BatchNorm2d", "32", "converted", "gn", "2", "fold"]
+    assert text.splitlines()[4].split()[:8] == ["bn1", "BatchNorm2d", "32", "converted", "gn", "2", "fold"]
     assert all(torch.equal(v, before[k]) for k, v in convnet.state_dict().items())
 
 

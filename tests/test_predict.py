@@ -232,7 +232,7 @@ def test_class_folders_that_cannot_name_the_head_are_an_error(small, photos, tmp
     with pytest.raises(DataError, match="more holds no folders; give the folder that holds a folder for each class"):
         predict(small, photos, classes=photos / "more")
     three = class_tree(tmp_path, ["a", "b", "c"])
-    with pytest.raises(DataError, match="holds 3 class folders and the network tells 7 classes apart; try the folder"):
+    with pytest.raises(DataError, match="holds 3 class folders and the network has 7 classes; try the folder"):
         predict(small, photos, classes=three)
     splits = class_tree(tmp_path / "set", ["train", "val"])
     with pytest.raises(DataError, match=r"are splits, not classes; try .*train"):

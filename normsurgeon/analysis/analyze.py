@@ -68,13 +68,13 @@ def analyze(
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
     batch_size   images a batch; statistics do not depend on it, debiased CKA is averaged over batches of it
-    max_images   only so many, spread evenly over a data set
+    max_images   only that many, spread evenly over a data set
     sensitivity_images  the first of them that sensitivity is measured with: it needs several passes with gradients
     methods, sweep      which measures of sensitivity, and whether to try other settings of each norm
     seed         of the sample behind the effective rank, of probes and noise
     device       where to run; the models are put back afterwards
-    example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where the first of
-                 them does not tell
+    example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where that
+                 cannot be known from the first of them
     on_progress  called with a Progress after each batch
 
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for

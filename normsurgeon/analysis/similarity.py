@@ -100,7 +100,7 @@ class Kernels:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def begin(self, images: int) -> None:
-        """Announce a forward pass over so many images: what is known of the last is dropped."""
+        """Begin a forward pass over that many images: what is known of the last one is dropped."""
         self.images = images
         for kept in (self.grams, self.centred, self.grids):
             kept.clear()

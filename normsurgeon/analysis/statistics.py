@@ -68,7 +68,7 @@ class StatisticsCollector:
     _last: tuple[Any, int, moments.Seen] | None = None
 
     def begin(self, images: int, first: int | None = None) -> None:
-        """Announce a forward pass over so many images, of which the first has that number; default: the next one."""
+        """Begin a forward pass over that many images; ``first`` is the first one's number, by default the next one."""
         self.images = self.images + self._batch if first is None else first
         self._batch = images
         self._passes += 1

@@ -126,7 +126,7 @@ class Pass:
                 receiver(layer, x)
 
         images = on(images, *home_of(model))
-        # no_grad and not inference_mode: tensors must keep their version, which tells whether one was overwritten.
+        # no_grad and not inference_mode: tensors must keep their version, which shows whether one was overwritten.
         with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
             return first_tensor(outputs_of(model, images))
 
@@ -213,7 +213,7 @@ class Pass:
         if rewritten:
             notes += (
                 f"{len(rewritten)} layers took in the norm after them, or its whitening, and differ from the "
-                "baseline's by design: the norms and blocks after them tell what was lost",
+                "baseline's by design: the norms and blocks after them show what was lost",
             )
         agreement, kl = self.agreement.compute()
         pairs = self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine)

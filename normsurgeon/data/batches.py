@@ -99,7 +99,7 @@ class Batches:
     source      what to read
     configs     one pre-processing, or several: ``views()`` then yields each image once per configuration
     batch_size  images a batch; fewer in the last one, and where images cannot be read
-    max_images  take only so many, spread evenly over the source: its first ones are of its first classes
+    max_images  take only that many, spread evenly over the source: its first ones are of its first classes
     workers     processes that decode; 0: this one
     shard       which of the batches to take: numbers ``rank``, ``rank + world``, … of those that one process makes
 

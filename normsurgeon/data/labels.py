@@ -74,7 +74,7 @@ def labels_of_folders(names: Sequence[str], classes: int | None, where: str) -> 
         return _labels_of_synsets(names, synsets, subset, where)
     if classes is not None and len(names) > classes:
         raise DataError(
-            f"{where} holds {len(names)} class folders and the network tells {classes} classes apart; "
+            f"{where} holds {len(names)} class folders and the network has {classes} classes; "
             f"try a folder of its own {classes} classes, or a network made with num_classes={len(names)}"
         )
     return list(range(len(names)))

@@ -32,7 +32,7 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
 
 @dataclass(frozen=True)
 class Files:
-    """Image files; ``labels`` may be None; ``root`` is what their names are told relative to."""
+    """Image files; ``labels`` may be None; ``root`` is what their names are relative to."""
 
     paths: list[str]
     labels: list[int] | None

@@ -30,7 +30,7 @@ FORMS = (
 
 _PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test"}
-# What Pillow reads without plugins, beside what timm reads (three, unless the caller has registered more).
+# What Pillow reads without plugins, in addition to what timm reads (three, unless the caller has registered more).
 _MORE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"}
 _MORE_ENDINGS |= {".webp"}
 
@@ -110,7 +110,7 @@ def open_source(
     spec      ``demo`` (photographs, no labels), ``digits``, ``fashion-mnist``, an existing folder of class folders,
               an existing folder of images (no labels), or a timm dataset name (``torch/cifar10``, ``hfds/…``, …).
               A folder that is called demo or digits is given as ``./demo``, or as a Path.
-    classes   how many classes the network's head tells apart; class folders are numbered to fit it, see
+    classes   how many classes the network's head has; class folders are numbered to fit it, see
               :func:`~normsurgeon.data.labels.labels_of_folders`
     split     ``train``, ``validation`` …: of a timm dataset (validation if not given), of the digits, or the
               sub-folder of that name

@@ -106,7 +106,7 @@ def record(
 
     hooked  names of modules that carry a hook in the model itself, which sees their input and output
 
-    :raises TooSlow: on the meta device, after so many ``seconds``.
+    :raises TooSlow: on the meta device, after ``seconds``.
     """
     recorder = _Recorder(model, how, hooked or {})
     on_meta = any(p.is_meta for p in itertools.chain(model.parameters(), model.buffers()))

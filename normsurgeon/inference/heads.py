@@ -36,7 +36,7 @@ def classifier_of(model: nn.Module) -> nn.Linear | None:
 def reset_head_(model: nn.Module, classes: int) -> None:
     """Give a network a new classifier with random weights, in place, from the current random state.
 
-    :raises UsageError: no such number, or a network that cannot tell which layer its classifier is.
+    :raises UsageError: no such number, or a network whose classifier is not known.
     """
     check_at_least(1, num_classes=classes)
     reset = getattr(model, "reset_classifier", None)

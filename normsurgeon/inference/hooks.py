@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normsurgeon.inference.run import first_tensor
 
 Tap = tuple[nn.Module, Literal["input", "output"], Callable[[Tensor], Tensor | None]]
-"""A module, which side of it, and who is told."""
+"""A module, which side of it, and the function that is called."""
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def _names(
         return [str(number) for number in range(classes)], "numbers"
     if len(folders) != classes:  # with one missing, all that come after it would be called wrong
         raise DataError(
-            f"{where} holds {len(folders)} class folders and the network tells {classes} classes apart; "
+            f"{where} holds {len(folders)} class folders and the network has {classes} classes; "
             "try the folder that it was trained on"
         )
     return folders, "folders"

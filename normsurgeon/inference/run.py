@@ -55,7 +55,7 @@ def fetched_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def head_classes(model: nn.Module, config: DataConfig | None = None) -> int:
-    """How many classes the model tells apart: its ``num_classes``, or else the width of its logits.
+    """How many classes the model has: its ``num_classes``, or else the width of its logits.
 
     config  how large the image is that they are measured with; default: what the model carries
 

@@ -27,7 +27,7 @@ View = tuple[tuple[Tensor, ...], Tensor | None]
 class Views:
     """Batches of ``View``; ``total`` images (None: not known), and the names of those that could not be read.
 
-    numbered    begins anew and gives each batch with the number of its first image: among all of the processes' images
+    numbered    starts again and gives each batch with the number of its first image: among all of the processes' images
     repeatable  whether going through a second time gives the same again
     failure     what is wrong with images of which this process, of several, could read none
     """
@@ -57,7 +57,7 @@ def open_views(
 
     data        a data spec (see :func:`~normsurgeon.data.sources.open_source`), an ImageSource, or batches
                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
-    max_images  only so many: of a source, spread evenly over it; of batches, the first ones
+    max_images  only that many: of a source, spread evenly over it; of batches, the first ones
     classifiers whether a model without a classifier is an error; else the labels are taken as the folders give them
     shard       which part of the images this process takes
     whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy

@@ -84,7 +84,7 @@ class Origin:
 
 
 def origin_of(model: nn.Module) -> Origin:
-    """What is known of a model's origin; of a timm model made elsewhere, what its configuration tells."""
+    """What is known of a model's origin; of a timm model made elsewhere, what its configuration says."""
     found = getattr(model, "_normsurgeon_origin", None)
     if isinstance(found, Origin):
         return found
@@ -195,7 +195,7 @@ def _layers(model: nn.Module) -> tuple[Any, ...]:
 
 
 def header_of(rest: Mapping[str, Any], where: str) -> Origin | None:
-    """The origin in what stood beside a file's tensors, or None for a file that normsurgeon did not write."""
+    """The origin in a file's metadata, or None for a file that normsurgeon did not write."""
     header = rest.get(KEY)
     if header is None:
         return None

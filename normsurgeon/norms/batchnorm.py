@@ -1,6 +1,6 @@
 """What counts as a batch norm, and how to read one.
 
-The registry goes by ``isinstance``, most specific class first. Beside it, any module that holds ``running_mean`` and
+The registry goes by ``isinstance``, most specific class first. In addition, any module that holds ``running_mean`` and
 ``running_var`` counts: projects copy such classes. A class whose ``forward`` is not known is put to the test: in eval
 mode it must be the affine map that its numbers say, or it is not touched.
 """

@@ -18,7 +18,7 @@ from normsurgeon.surgery.verdict import StandIn
 
 @dataclass
 class NewLayer:
-    """A new layer, and what it stands in for; None where it is that, or nobody knows it."""
+    """A new layer, and what it stands in for; None if it is exact, or if that is not known."""
 
     layer: nn.Module
     stand_in: StandIn | None = None
@@ -78,7 +78,7 @@ def _solved(
 
 
 def _eps(reading: batchnorm.BatchNormReading, decision: Decision) -> float:
-    """The batch norm's own, beside features as large as the new norm sees them."""
+    """The batch norm's own, scaled like the features that the new norm sees."""
     larger = decision.whitening == "fold" and not find_target(decision.target or "").exact
     return reading.eps * whitening.GAIN**2 if larger else reading.eps
 

@@ -179,7 +179,7 @@ def plan(
     balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
                     of the function for one forward pass of 64 small images (see ``surgery.balancing``)
     as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
-    example_inputs  what the model is called with, where its first layer or timm's configuration does not tell: a
+    example_inputs  what the model is called with, if that is not known from its first layer or timm's configuration: a
                     tensor, a tuple of arguments, a list (one argument), a dict of keyword arguments, ``(args,
                     kwargs)``, or a data loader, of which the first batch is taken
 

@@ -1,4 +1,4 @@
-"""Statistics of whitened features under synthetic images: what the running statistics alone do not tell.
+"""Statistics of whitened features under synthetic images: what the running statistics alone do not show.
 
 A batch norm's buffers say how each channel varies, not how channels vary together. Two facts more decide how well a
 per-sample norm can stand in: which channels' means rise and fall together from image to image, and which channels

@@ -1,9 +1,9 @@
 """How much of the function is left with the norms that were asked for.
 
-Two measures. On the owner's own images: the converted network's outputs beside the original's. Without any, images are
+Two measures. On the owner's own images: the converted network's outputs against the original's. Without any, images are
 made up, and answers to them say little: they show nothing, and their features are not those that the running statistics
 describe. So there the norms are judged one by one, each on features that are brought to the moments which its running
-statistics promise, beside the fixed affine map that it stands in for. On EfficientNet-Lite0 that error is within a
+statistics promise, against the fixed affine map that it stands in for. On EfficientNet-Lite0 that error is within a
 quarter of the one on photographs (docs/decisions.md 12).
 """
 

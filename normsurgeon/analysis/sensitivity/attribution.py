@@ -38,7 +38,7 @@ def attribution(
     conductance            the part of ``f(x) − f(0)`` that flows through each value, integrated over ``steps`` steps
                            from the zero image (after pre-processing: the mean colour) to x (Dhamdhere et al.,
                            arXiv:1805.12233). ``details["convergence_delta"]``: layer → mean over images of
-                           ``|Σa − (f(x) − f(0))|``, near 0 where everything flows through this layer; beside a
+                           ``|Σa − (f(x) − f(0))|``, near 0 where everything flows through this layer; next to a
                            shortcut it also holds what the shortcut carries
     gradient_x_activation  ``a = y · ∂f/∂y``, y the layer's output
     feature_ablation       the layer's whole output set to zero, as one feature: ``|f(x) − f(x; y = 0)|``

@@ -43,8 +43,8 @@ def sweep_norms(
     layers         paths of norm layers; None: all of them
     eps_factors    ``eps``: the layer's own times each of these (the point's ``value`` is the eps itself)
     scale_factors  ``scale``: the layer's weight times each of these (``value`` is the factor)
-    most_groups    ``groups``: other divisors of the channel count, where the layer has ``num_groups``; where there
-                   are more than this many, so many spread evenly over them, 1 and C included
+    most_groups    ``groups``: other divisors of the channel count, where the layer has ``num_groups``; if there
+                   are more than this, that many spread evenly over them, 1 and C included
 
     ``loss_change`` is the mean loss minus the unchanged network's, in nats, ``kl`` the mean
     KL(unchanged ‖ changed) of the softmaxes; None where logits are not finite. The other arguments are those of
