@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-from normsurgeon_cli.demonstration import views
 
 import normsurgeon as ns
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.demo_images import photographs
+from normsurgeon.data.demo_images import photographs, views
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_source
 from normsurgeon.data.transforms import DataConfig

@@ -18,6 +18,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError, WriteError
+from normsurgeon.finetuning.config import Settings
 
 HERE = Path(__file__)
 FILES = ("last.safetensors", "best.safetensors")
@@ -224,7 +225,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
             output=tmp_path,
             resume=True,
             device="cpu",
-            settings=ns.training.settings.Settings(
+            settings=Settings(
                 steps=2, batch_size=16, mixup=0.4, drop=0.3, drop_path=0.2, reprob=0.5, ema=0.9, progressive=0.5
             ),
         )
