@@ -15,11 +15,10 @@ import time
 
 import torch
 from judging import Against, check, image_parser
-from normsurgeon_cli.demonstration import views
 
 import normsurgeon as ns
 from normsurgeon.data.batches import Batches
-from normsurgeon.data.demo_images import photographs
+from normsurgeon.data.demo_images import photographs, views
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_source
 from normsurgeon.data.transforms import DataConfig

@@ -18,6 +18,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError, WriteError
+from normsurgeon.finetuning.config import Settings
 
 HERE = Path(__file__)
 FILES = ("last.safetensors", "best.safetensors")
@@ -46,14 +47,7 @@ def job(folder, resume=False, **changes):
     }
     data = ns_digits(128)
     return ns.finetune(
-        converted(),
-        data,
-        ns_digits(32),
-        output=folder,
-        resume=resume,
-        device="cpu",
-        on_message=lambda text: None,
-        **settings,
+        converted(), data, ns_digits(32), output=folder, resume=resume, device="cpu", say=lambda text: None, **settings
     )
 
 
@@ -168,14 +162,7 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     told = []
     tuned = ns.finetune(
-        converted(),
-        ns_digits(64),
-        output=tmp_path,
-        resume=True,
-        steps=24,
-        batch_size=16,
-        device="cpu",
-        on_message=told.append,
+        converted(), ns_digits(64), output=tmp_path, resume=True, steps=24, batch_size=16, device="cpu", say=told.append
     )
     assert told == [f"going on after update 7 of 24 in {tmp_path}"]
     whole = ns.finetune(converted(), ns_digits(64), steps=24, batch_size=16, device="cpu")
@@ -211,7 +198,7 @@ def test_a_finished_run_resumed_is_the_same_result(tmp_path):
 def test_resume_before_anything_was_saved_starts_at_the_beginning(tmp_path):
     told = []
     data = ns_digits(32)
-    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", on_message=told.append)
+    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", say=told.append)
     assert told == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
 
 
@@ -238,7 +225,7 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
             output=tmp_path,
             resume=True,
             device="cpu",
-            settings=ns.training.settings.FinetuneConfig(
+            settings=Settings(
                 steps=2, batch_size=16, mixup=0.4, drop=0.3, drop_path=0.2, reprob=0.5, ema=0.9, progressive=0.5
             ),
         )
@@ -280,7 +267,7 @@ def pair(folder: Path, **changes) -> None:
     torch.set_num_threads(1)
     settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "opt": "momentum", "lr": 0.01, **changes}
     tuned = ns.finetune(
-        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", on_message=lambda text: None, **settings
+        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", say=lambda text: None, **settings
     )
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from normsurgeon.data.demo_images import photographs
+from normsurgeon.data.demo_images import UNLIKE_IMAGENET, VIEWS, photographs, views
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.inference.run import classifier_logits
@@ -20,12 +19,6 @@ from normsurgeon.models.load import load
 from normsurgeon.surgery.agreement import Agreement
 from normsurgeon.surgery.convert import convert
 from normsurgeon.surgery.plain_swap import plain_swap
-
-VIEWS = 12
-"""Views of each photograph: the whole, its centre and its four corners, each also mirrored."""
-
-UNLIKE_IMAGENET = ("hubble_deep_field", "retina")
-"""Pictures of nothing that ImageNet has a class for: any network's answer to them is noise."""
 
 ROWS = ("BatchNorm (original)", "plain swap to gn", "plain swap to ln", "gn", "ln", "rms", "fold")
 
@@ -99,28 +92,3 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
     on_progress(len(ROWS), len(ROWS))
     seen = tuple((file.stem, *(answer[i] for answer in answers)) for i, file in enumerate(files))
     return Demonstration(len(images), tuple(rows), seen, output)
-
-
-def views(files: list[Path], config: DataConfig) -> Tensor:
-    """The photographs as a batch (len(files) · VIEWS, 3, H, W), the whole picture first in each dozen."""
-    transform = config.transform()
-    made = []
-    for file in files:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-        for view in _crops(picture):
-            made += [transform(view), transform(ImageOps.mirror(view))]
-    return torch.stack(made)
-
-
-def _crops(picture: Image.Image) -> list[Image.Image]:
-    width, height = picture.size
-    w, h = int(0.85 * width), int(0.85 * height)
-    corners = [
-        (0, 0),
-        (width - w, 0),
-        (0, height - h),
-        (width - w, height - h),
-        ((width - w) // 2, (height - h) // 2),
-    ]
-    return [picture, *(picture.crop((x, y, x + w, y + h)) for x, y in corners)]
