@@ -1,4 +1,4 @@
-"""What a terminal of some width shows of a report or of a study's answer."""
+"""What a terminal of some width shows."""
 
 from __future__ import annotations
 

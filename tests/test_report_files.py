@@ -13,7 +13,7 @@ import pytest
 import sample_report as samples
 
 from normsurgeon.errors import NormSurgeonError, UsageError
-from normsurgeon.reporting.files import csv_text, json_text
+from normsurgeon.render.html import to_page
 
 REPORTS = {
     "small": samples.small_report(),
@@ -23,15 +23,16 @@ REPORTS = {
 
 
 def table(name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(csv_text(REPORTS[name]))))
+    return list(csv.DictReader(io.StringIO(REPORTS[name].csv())))
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_json_is_the_dictionary_and_strict(name: str) -> None:
+def test_the_json_is_the_dictionary_and_strict(name: str, tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    document = json.loads(json_text(REPORTS[name]), parse_constant=refuse)
+    text = REPORTS[name].save(tmp_path / "report.json").read_text(encoding="utf-8")
+    document = json.loads(text, parse_constant=refuse)
     assert document == json.loads(json.dumps(REPORTS[name].to_dict()))
     assert (document["format"], document["version"]) == ("normsurgeon-report", 1)
 
@@ -66,7 +67,7 @@ def test_the_table_has_one_row_a_layer_and_full_numbers() -> None:
 
 
 def test_the_header_of_the_table_is_stable() -> None:
-    header = csv_text(REPORTS["small"]).split("\n")[0]
+    header = REPORTS["small"].csv().split("\n")[0]
     assert header == (
         "layer,kind,class_name,shape,channels,calls,values,mean,var,min,max,abs_mean,zero_fraction,skewness,kurtosis,"
         "squared_mean,channel_var,between_var,within_var,dead_channels,dormant_channels,effective_rank,"
@@ -82,7 +83,7 @@ def test_the_header_of_the_table_is_stable() -> None:
         "sensitivity_fisher_prediction_stderr,sensitivity_hessian_trace_labels,"
         "sensitivity_hessian_trace_labels_stderr,sensitivity_noise_prediction,sensitivity_noise_prediction_stderr"
     )
-    assert csv_text(REPORTS["bare"]) == "layer\n"
+    assert REPORTS["bare"].csv() == "layer\n"
 
 
 def test_the_table_knows_no_nan() -> None:
@@ -91,9 +92,21 @@ def test_the_table_knows_no_nan() -> None:
     broken = replace(
         report, statistics=tuple(replace(s, mean=float("nan"), max=float("inf")) for s in report.statistics)
     )
-    (row, *_) = csv.DictReader(io.StringIO(csv_text(broken)))
+    (row, *_) = csv.DictReader(io.StringIO(broken.csv()))
     assert (row["mean"], row["max"]) == ("", "")
-    assert "NaN" not in json_text(broken)
+    assert "NaN" not in json.dumps(broken.to_dict())
+
+
+def test_the_frame_is_the_table_with_numbers() -> None:
+    report, rows = REPORTS["small"], table("small")
+    frame = report.frame
+    assert list(frame.columns) == list(rows[0])
+    assert list(frame["layer"]) == [row["layer"] for row in rows]
+    assert report.statistics is not None
+    assert list(frame["std"]) == [entry.std for entry in report.statistics]
+    assert frame["std"].dtype == "float64"
+    assert frame["cosine"].isna().tolist() == [i == 1 for i in range(len(rows))]
+    assert (list(REPORTS["bare"].frame.columns), len(REPORTS["bare"].frame)) == (["layer"], 0)
 
 
 @pytest.mark.parametrize("ending", [".html", ".json", ".csv", ".HTML"])
@@ -106,7 +119,7 @@ def test_the_ending_chooses_and_the_path_comes_back(tmp_path: Path, ending: str)
 
 @pytest.mark.parametrize("name", ["report", "report.txt", "html"])
 def test_another_ending_is_wrong_usage(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"ends in \.html \(a page\), \.json or \.csv \(the layer table\)$"):
+    with pytest.raises(UsageError, match=r"its name ends in \.html \(a page\), \.json or \.csv \(the layer table\)$"):
         REPORTS["bare"].save(tmp_path / name)
     assert os.listdir(tmp_path) == []
 
@@ -141,6 +154,4 @@ def test_a_folder_that_may_not_be_written_is_said_so(tmp_path: Path, monkeypatch
 
 
 def test_the_page_is_the_same_for_the_same_report() -> None:
-    from normsurgeon.reporting.html import page
-
-    assert page(samples.small_report()) == page(samples.small_report())
+    assert to_page(samples.small_report().document()) == to_page(samples.small_report().document())

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import sample_report as samples
 
-from normsurgeon.reporting.records import LayerStatistics, Report
+from normsurgeon.analysis.records import LayerStatistics
+from normsurgeon.analysis.report import Report
 
 pytest.importorskip("websocket", reason="websocket-client is not installed")
 from chromium import PROGRAM, Page, browser
@@ -102,9 +102,9 @@ def test_the_history_lists_what_was_done_and_draws_curves_over_the_updates(
 ) -> None:
     page.open(reports["trained"])
     assert texts(page, "h2") == ["Findings", "History", "Provenance"]
-    titles = page.evaluate("[...document.querySelectorAll('#history figure h3')].map(h => h.textContent)")
+    titles = texts(page, "#history figure h3")
     assert titles == ["training loss", "held-out top-1", "reconstruction KL"]
-    drawn = page.evaluate("[...document.querySelector('#history [data-plot]').data[0].y]")
+    drawn = page.evaluate("[...document.querySelector('#history [data-plot]')._fullData[0].y]")
     assert drawn == [2.0, 1.0]
     done = page.evaluate("[...document.querySelectorAll('#history .notes li')].map(li => li.textContent)")
     assert len(done) == 4
@@ -117,8 +117,8 @@ def test_findings_stand_at_the_top_with_number_and_advice(page: Page, reports: d
     first = page.evaluate("document.querySelector('.findings li').innerText")
     for words in ("problem", "no longer computes what it did", "relative error", "0.612", "--keep neck_norm"):
         assert words in first
-    assert page.evaluate("document.querySelector('.findings a').hash") == "#layer-10"
-    assert page.evaluate("document.querySelector('#layer-10 th').textContent") == "neck_norm"
+    assert page.evaluate("document.querySelector('.findings a').hash") == "#layers-10"
+    assert page.evaluate("document.querySelector('#layers-10 th').textContent") == "neck_norm"
 
 
 def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: dict[str, Path]) -> None:
@@ -132,55 +132,34 @@ def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: 
     assert all(len(label) > 20 for label in labels)
 
 
-def point_at_the_first_layer(page: Page) -> None:
-    """Move the mouse to a point of a plot, and on it, until its numbers are shown: scrolling may end after arriving."""
-    end = time.monotonic() + 60
-    for near in cycle((6, 3, 0)):
-        x, y = page.evaluate(
-            "(() => { const point = document.querySelector('#profile-abs_mean .point').getBoundingClientRect();"
-            " return [point.x + point.width / 2, point.y + point.height / 2]; })()"
-        )
-        page.send("Input.dispatchMouseEvent", type="mouseMoved", x=x - near, y=y)
-        time.sleep(0.05)
-        if page.evaluate("!document.querySelector('.tip').hidden"):
-            return
-        assert time.monotonic() < end, f"no numbers are shown at {x}, {y}; {page.errors}"
-
-
 def test_a_layer_is_pointed_at_and_all_its_numbers_are_shown(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
-    point_at_the_first_layer(page)
-    tip = " ".join(page.evaluate("document.querySelector('.tip').innerText").split())
-    for words in ("stage1.conv Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10"):
-        assert words in tip
+    page.evaluate(
+        "Plotly.Fx.hover(document.querySelector('#profile-abs_mean .plot'), [{curveNumber: 0, pointNumber: 0}])"
+    )
+    page.wait("!!document.querySelector('#profile-abs_mean .hovertext')")
+    shown = page.evaluate("document.querySelector('#profile-abs_mean .hovertext').textContent")
+    for words in ("stage1.conv", "Conv2d, 16 × 32 × 32", "eff. rank 10.4", "rel. error 0.0200", "skewness 1.10",
+                  "before: std"):  # fmt: skip
+        assert words in shown
     box = page.evaluate("(({left, top, right, bottom}) => [left, top, right, bottom])"
-                        "(document.querySelector('.tip').getBoundingClientRect())")  # fmt: skip
+                        "(document.querySelector('#profile-abs_mean .hovertext').getBoundingClientRect())")  # fmt: skip
     assert box[0] >= 0
     assert box[1] >= 0
     assert box[2] <= 1280
     assert box[3] <= 900
 
 
-def test_numbers_that_escape_put_away_come_back_at_the_same_point(page: Page, reports: dict[str, Path]) -> None:
-    page.open(reports["small"])
-    page.evaluate("document.querySelector('#profile-abs_mean').scrollIntoView({behavior: 'instant'})")
-    point_at_the_first_layer(page)
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done))).then(() => true)")
-    page.send("Input.dispatchKeyEvent", type="keyDown", key="Escape", code="Escape", windowsVirtualKeyCode=27)
-    assert page.evaluate("document.querySelector('.tip').hidden")
-    point_at_the_first_layer(page)
-
-
 def test_the_table_sorts_by_its_buttons_and_says_so(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
-    names = "[...document.querySelectorAll('#layer-table tbody th')].map(c => c.textContent)"
+    names = "[...document.querySelectorAll('table.searchable tbody th')].map(c => c.textContent)"
     order = page.evaluate(names)
     column = page.evaluate(
-        "[...document.querySelectorAll('#layer-table thead th')].findIndex(h => h.textContent === 'cosine')"
+        "[...document.querySelectorAll('table.searchable thead th')].findIndex(h => h.textContent === 'cosine')"
     )
-    head = f"document.querySelectorAll('#layer-table thead th')[{column}]"
-    cells = f"[...document.querySelectorAll('#layer-table tbody tr')].map(r => r.cells[{column}].textContent)"
+    head = f"document.querySelectorAll('table.searchable thead th')[{column}]"
+    cells = f"[...document.querySelectorAll('table.searchable tbody tr')].map(r => r.cells[{column}].textContent)"
     page.evaluate(f"{head}.querySelector('button').click()")
     assert page.evaluate(f"{head}.getAttribute('aria-sort')") == "descending"
     values = page.evaluate(cells)
@@ -199,57 +178,91 @@ def test_the_table_sorts_by_its_buttons_and_says_so(page: Page, reports: dict[st
 def test_the_table_is_filtered_by_name_and_kind(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["resnet50"])
     page.evaluate(
-        "(() => { const box = document.getElementById('layer-filter'); box.value = 'layer4 groupnorm';"
-        " box.dispatchEvent(new Event('input')); })()"
+        "(() => { const box = document.querySelector('.filter input'); box.value = 'layer4 groupnorm';"
+        " box.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
-    assert page.evaluate("document.getElementById('layer-count').textContent") == "10 of 123 layers"
+    assert page.evaluate("document.querySelector('.filter output').textContent") == "10 of 123 layers"
     page.evaluate(
-        "(() => { const kind = document.getElementById('layer-kind'); kind.value = 'block';"
-        " kind.dispatchEvent(new Event('change')); })()"
+        "(() => { const kind = document.querySelector('.filter select'); kind.value = 'block';"
+        " kind.dispatchEvent(new Event('input', {bubbles: true})); })()"
     )
-    assert page.evaluate("document.getElementById('layer-count').textContent") == "0 of 123 layers"
+    assert page.evaluate("document.querySelector('.filter output').textContent") == "0 of 123 layers"
 
 
-def test_switches_choose_the_measure_and_the_kinds(page: Page, reports: dict[str, Path]) -> None:
+def choose(page: Page, figure: str, option: str) -> None:
+    """Click on an option of a figure's menu, opening it first where it is folded."""
+    click = "dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    buttons = f"[...document.querySelectorAll('#{figure} :is(.updatemenu-button, .updatemenu-dropdown-button)')]"
+    if page.evaluate(f"{buttons}.length") == 0:
+        page.evaluate(f"document.querySelector('#{figure} .updatemenu-header').{click}")
+    page.wait(f"{buttons}.length > 0")
+    page.evaluate(f"{buttons}.find(b => b.textContent === '{option}').{click}")
+    page.evaluate("new Promise(done => setTimeout(() => done(true), 300))")
+
+
+SHOWN = "document.querySelector('#{} .plot')._fullData.filter(t => t.visible === true)"
+
+
+def test_menus_choose_the_measure(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
-    value = "document.querySelector('#similarity-map .plot').data[0].z[0][1]"
+    value = SHOWN.format("similarity-map") + "[0].z[0][1]"
     before = page.evaluate(value)
-    page.evaluate("document.querySelector('#similarity-map [data-option=\"Gram cosine\"]').click()")
+    choose(page, "similarity-map", "Gram cosine")
     assert page.evaluate(value) != before
-    pressed = "[...document.querySelectorAll('#similarity-map button')].map(b => b.getAttribute('aria-pressed'))"
-    assert page.evaluate(pressed) == ["false", "true", "false"]
-    page.evaluate("document.querySelector('#sensitivity-bars [data-option=\"hessian_trace\"]').click()")
-    assert page.evaluate("document.querySelector('#sensitivity-bars .plot').data[0].error_x.visible")
-    page.evaluate("document.querySelector('#sensitivity-bars [data-option=parameters]').click()")
-    said = page.evaluate("document.querySelector('#sensitivity-bars .plot').textContent")
-    assert "hessian_trace has no scores for parameters" in said
-    lines = "document.querySelector('#profile-abs_mean .plot').data.length"
-    assert page.evaluate(lines) == 4
-    page.evaluate("document.querySelector('.chips [data-kind=norm]').click()")
-    assert page.evaluate(lines) == 3
+    assert page.evaluate(SHOWN.format("similarity-map") + ".length") == 1
+    choose(page, "sensitivity-bars", "hessian_trace")
+    assert page.evaluate(SHOWN.format("sensitivity-bars") + "[0].error_x.visible")
+    choose(page, "sweep-lines", "groups: loss change")
+    title = "document.querySelector('#sweep-lines .plot')._fullLayout.{}axis.title.text"
+    assert [page.evaluate(title.format(axis)) for axis in "xy"] == ["groups", "loss change"]
     assert page.errors == []
+
+
+def test_a_legend_hides_a_kind_of_layer(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"])
+    names = SHOWN.format("profile-abs_mean") + ".map(t => t.name)"
+    assert page.evaluate(names) == ["convolution", "norm", "block", "linear"]
+    legend = "document.querySelectorAll('#profile-abs_mean .legendtoggle')[1]"
+    for event in ("mousedown", "mouseup"):
+        page.evaluate(f"{legend}.dispatchEvent(new MouseEvent('{event}', {{bubbles: true}}))")
+    page.wait(f"{names}.length === 3")
+    assert page.evaluate(names) == ["convolution", "block", "linear"]
 
 
 def test_plots_follow_the_colour_scheme(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
-    colour = "document.querySelector('#profile-abs_mean .plot').layout.font.color"
-    light = page.evaluate(colour)
+    colour = "document.querySelector('#profile-abs_mean .plot')._fullLayout.font.color"
+    assert page.evaluate(colour) == "#1b1e23"
+    choose(page, "similarity-map", "cosine")
     page.colours("dark")
-    page.wait(f"{colour} !== '{light}'")
+    page.wait(f"{colour} === '#e7e8ea'")
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(231, 232, 234)"
+    # What was chosen stays chosen.
+    assert page.evaluate(SHOWN.format("similarity-map") + "[0].index") == 2
 
 
 def test_heat_maps_carry_the_numbers_of_the_matrix(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     similarity = samples.small_report().similarity
     assert similarity is not None
-    page.evaluate("document.querySelector('#similarity-map [data-option=cosine]').click()")
-    drawn = page.evaluate("document.querySelector('#similarity-map .plot').data[0].z")
+    choose(page, "similarity-map", "cosine")
+    drawn = page.evaluate(
+        SHOWN.format("similarity-map") + "[0].z.map(row => Array.from(row, v => isNaN(v) ? null : v))"
+    )
     for row, expected in zip(drawn, similarity.cosine, strict=True):
         for cell, value in zip(row, expected, strict=True):
             assert (cell is None) == (value is None)
             if value is not None:
                 assert cell == pytest.approx(value, abs=6e-5)
+
+
+def test_a_printed_page_is_light_and_has_every_plot(page: Page, reports: dict[str, Path]) -> None:
+    page.open(reports["small"], scheme="dark")
+    page.send("Emulation.setEmulatedMedia", media="print")
+    colour = "document.querySelector('#history-0 .plot')._fullLayout.font.color"
+    page.wait(f"{colour} === '#1b1e23'")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.send("Emulation.setEmulatedMedia", media="")
 
 
 def test_a_large_network_has_a_page_of_sane_size(page: Page, tmp_path: Path) -> None:
@@ -265,7 +278,7 @@ def test_a_large_network_has_a_page_of_sane_size(page: Page, tmp_path: Path) -> 
 def test_names_are_shown_as_they_are(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["nasty"])
     assert page.evaluate("document.querySelector('h1').textContent").startswith(f"model {NASTY}")
-    assert page.evaluate("document.querySelector('#layer-0 th').textContent") == f"stage1.conv{NASTY}"
+    assert page.evaluate("document.querySelector('#layers-0 th').textContent") == f"stage1.conv{NASTY}"
 
 
 def texts(page: Page, selector: str) -> list[str]:
@@ -281,4 +294,4 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(page: Page, tmp_path:
     )
     page.open(replace(report, statistics=broken).save(tmp_path / "broken.html"))
     assert page.errors == []
-    assert "nan/inf" in page.evaluate("document.querySelector('#layer-table thead').textContent")
+    assert "nan/inf" in page.evaluate("document.querySelector('table.searchable thead').textContent")

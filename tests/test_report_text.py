@@ -12,18 +12,15 @@ from typing import Any
 
 import pytest
 import sample_report as samples
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rendering import terminal, visible
 from rich.console import Console
 
-from normsurgeon.reporting import blocks
-from normsurgeon.reporting.curves import curves, events
-from normsurgeon.reporting.deeds import deeds
-from normsurgeon.reporting.formatting import significant
-from normsurgeon.reporting.plain import plain_text
-from normsurgeon.reporting.records import Finding
-from normsurgeon.reporting.terminal import print_report
+from normsurgeon.analysis.records import Finding
+from normsurgeon.analysis.report import Report
+from normsurgeon.render.terminal import print_document
+from normsurgeon.surgery.history import curves, summaries
 
 REPORTS = {
     "small": samples.small_report(),
@@ -34,6 +31,10 @@ REPORTS = {
 ESCAPE = "\x1b"
 
 
+def print_report(report: Report, console: Console) -> None:
+    print_document(report.document(), console)
+
+
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
 def test_fits_every_width(name: str, width: int) -> None:
@@ -42,13 +43,15 @@ def test_fits_every_width(name: str, width: int) -> None:
 
 def test_begins_with_what_was_analysed_and_the_findings() -> None:
     lines = visible(terminal(print_report, REPORTS["small"], 100))
-    assert [line.rstrip() for line in lines[:11]] == [
+    assert [line.rstrip() for line in lines[:13]] == [
         "smallnet (gn) compared with smallnet",
-        "imagenet-sample, 500 images (3 skipped), batches of 50, seed 0, cpu",
-        "measured: statistics, similarity, comparison, sensitivity (taylor, fisher, hessian_trace, noise),",
-        "settings, history",
         "Same answer: 86.2 %",
         "KL from the baseline: 0.173 nats",
+        "Data: imagenet-sample",
+        "Images: 500 (3 skipped)",
+        "Layers: 12",
+        "Measured: statistics, similarity, comparison, sensitivity (taylor, fisher, hessian_trace, noise),",
+        "settings, history",
         "",
         "Findings",
         "✖ problem  neck_norm no longer computes what it did: its output differs from the baseline's by 61.2",
@@ -70,7 +73,7 @@ def test_forty_columns_keep_words_and_numbers() -> None:
         "layer4.0.downsample.0",
         "0.735",
         "→ Prefer rms",
-        "123 layers averaged",
+        "123 rows averaged",
     ):
         assert words in text
 
@@ -90,12 +93,14 @@ def test_a_pipe_gets_plain_text_with_everything() -> None:
     file = io.StringIO()
     print_report(REPORTS["resnet50"], Console(file=file, width=40))
     text = file.getvalue()
-    assert text == plain_text(REPORTS["resnet50"])
     assert ESCAPE not in text
     table = text[text.index("\nLayers\n") + 8 :].split("\n\n")[0].splitlines()
     assert len(table) == 124
     assert table[0].split()[:6] == ["layer", "kind", "mean", "std", "mean", "|x|"]
+    assert all(line.split()[0] == layer for line, (layer, *_) in zip(table[1:], samples.resnet50_layers(), strict=True))
     assert "…" not in text
+    sweep = text[text.index("\nSettings of the norm layers\n") :].split("\n\n")[0].splitlines()[2:]
+    assert len(sweep) == 1 + len(REPORTS["resnet50"].sweep)
 
 
 def test_a_pipe_of_another_encoding_is_not_a_crash() -> None:
@@ -123,14 +128,22 @@ def test_square_brackets_are_no_markup() -> None:
     assert "a[bold]" in text
 
 
-def test_printing_is_the_plain_text_and_repr_is_one_line() -> None:
-    assert str(REPORTS["small"]) == plain_text(REPORTS["small"])
+def test_print_shows_every_part_and_repr_is_one_line() -> None:
+    text = str(REPORTS["small"])
+    headings = ("Findings", "Over the depth of the network (12 layers)", "Similarity", "Comparison", "Sensitivity",
+                "Settings of the norm layers", "History", "Layers", "Provenance")  # fmt: skip
+    places = [text.index(f"\n\n{heading}\n") for heading in headings]
+    assert places == sorted(places)
+    for words in ("Layers that stand out", "Farthest from the baseline", "Highest by noise", "(relative error 0.612)",
+                  "stage1.conv  986221110010", "taylor: nats: sum of |gradient · weight|",
+                  "3 files could not be read"):  # fmt: skip
+        assert words in text
     assert repr(REPORTS["small"]) == "<Report of smallnet (gn) against smallnet: 500 images, 12 layers, 5 findings>"
     assert repr(REPORTS["bare"]) == "<Report of nothing: 0 images, 0 findings>"
 
 
 def test_a_report_of_nothing_says_where_it_comes_from() -> None:
-    assert plain_text(REPORTS["bare"]) == (
+    assert str(REPORTS["bare"]) == (
         "normsurgeon report: nothing\n\nData    demo\nImages  0\n\nProvenance\n  Model       nothing\n"
         "  Data        demo (labels not used)\n  Images      0 images\n  Batch size  1\n  Seed        0\n"
         "  Device      cpu\n"
@@ -157,7 +170,7 @@ def test_a_notebook_shows_a_fragment_that_runs_nothing(name: str) -> None:
     assert found.attributes <= {"class", "scope", "title", "open"}
     styles = re.findall(r"^([^\s}].*?)\{", html[html.index("<style>") + 7 : html.index("</style>")], re.M)
     assert styles
-    assert all(rule.startswith(".normsurgeon-report") for rule in styles)
+    assert all(rule.startswith(".normsurgeon-document") for rule in styles)
     assert len(html) < 150_000
 
 
@@ -169,47 +182,25 @@ def test_a_notebook_escapes_names() -> None:
     assert "&lt;script&gt;" in report._repr_html_()
 
 
-@pytest.mark.parametrize("module", ["html", "terminal", "plain", "notebook", "files", "records"])
-def test_no_renderer_imports_torch(module: str) -> None:
-    code = f"import sys, normsurgeon.reporting.{module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+def test_a_report_comes_without_torch() -> None:
+    code = "import sys, normsurgeon.analysis.report; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-numbers = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False, width=32))
-
-
-@given(st.floats(-1e300, 1e300))
-def test_three_digits_are_within_half_a_percent(value: float) -> None:
-    assert float(significant(value)) == pytest.approx(value, rel=5.1e-3, abs=1e-320)
-
-
-@given(st.lists(numbers, max_size=200), st.integers(1, 80), st.booleans())
-def test_a_sparkline_never_outgrows_its_width(values: list[float | None], width: int, log: bool) -> None:
-    assert len(blocks.sparkline(values, width, log)) == min(width, len(values))
-
-
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 20), st.integers(1, 20))
-@settings(max_examples=40)
-def test_shrinking_keeps_a_constant_and_the_size_asked_for(rows: int, columns: int, high: int, wide: int) -> None:
-    small = blocks.shrunk(((0.5,) * columns,) * rows, high, wide)
-    assert len(small) == min(rows, high)
-    assert {len(row) for row in small} == {min(columns, wide)}
-    assert {value for row in small for value in row} == {0.5}
 
 
 def test_curves_come_from_flat_and_nested_histories() -> None:
     nested = ({"event": "finetune", "epochs": 2, "log": [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]},)
     (curve,) = curves(nested)
     assert (curve.title, curve.axis, curve.x, curve.y) == ("loss", "epoch", (1.0, 2.0), (2.0, 1.0))
-    assert events(nested) == ({"event": "finetune", "epochs": 2},)
+    assert summaries(nested) == ("event finetune, epochs 2",)
     assert [c.title for c in curves(samples.history())] == ["loss", "lr", "top1"]
     assert curves(({"step": 1, "loss": 2.0},)) == ()
 
 
-def test_what_was_done_is_told_in_a_line_each_and_its_logs_are_curves_over_the_updates() -> None:
-    assert deeds(samples.DONE) == (
+def test_each_event_has_a_line_and_its_logs_are_curves_over_the_updates() -> None:
+    assert summaries(samples.DONE) == (
         "Converted to gn: 15 norms, 1 kept",
-        "Calibrated on 512 images: 15 norms matched, 14 balanced anew; worst error before 0.331 at layer4.0.bn2; 3 s",
+        "Calibrated on 512 images: 15 norms matched, 14 balanced again; largest error before 0.331 at layer4.0.bn2; "
+        "3 s",
         "Reconstructed on 270 images in 60 updates, the best after 40: KL from the original 0.829 → not finite on "
         "1 held-out image; 100 s",
         "Fine-tuned on digits for 440 updates: top-1 93.1 % → 97.5 %, KL 0.0400 → 0.0106, loss 0.250 → 0.100; "
@@ -239,9 +230,9 @@ def test_what_was_done_is_told_in_a_line_each_and_its_logs_are_curves_over_the_u
         ),
     )
 )
-def test_a_history_that_somebody_else_wrote_is_told_as_far_as_it_goes(entry: Any) -> None:
+def test_a_history_that_another_program_wrote_is_read_as_far_as_possible(entry: Any) -> None:
     history = entry if isinstance(entry, list) else [entry]
-    assert all(isinstance(line, str) and line for line in deeds(history))
+    assert all(isinstance(line, str) and line for line in summaries(history))
     assert all(len(c.x) == len(c.y) > 1 for c in curves(history))
 
 
@@ -251,10 +242,10 @@ def test_the_history_fits_the_terminal(width: int) -> None:
     text = terminal(print_report, report, width, colours=None)
     assert ESCAPE not in text
     assert max(map(len, text.splitlines())) <= width
-    told = " ".join(text.split())
-    assert "History Converted to gn: 15 norms, 1 kept" in told
-    assert "top-1 93.1 % → 97.5 %" in told
-    assert re.search(r"held-out top-1 .*0\.931 → 0\.975", told)
+    words = " ".join(text.split())
+    assert "History Converted to gn: 15 norms, 1 kept" in words
+    assert "top-1 93.1 % → 97.5 %" in words
+    assert re.search(r"held-out top-1 .*0\.931 → 0\.975", words)
 
 
 def test_the_history_needs_no_more_than_ascii_where_there_is_no_more() -> None:

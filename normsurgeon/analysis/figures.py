@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from normsurgeon.analysis.layer_table import Measures, Rows
@@ -132,7 +132,7 @@ def sensitivity_charts(measures: Measures, rows: Rows) -> tuple[Chart, ...]:
 
     first, ((best, *_), _) = next(iter(parts.items()))
     plain = [
-        Bars(tuple(parts[label][0][:MOST_IN_WORDS]), f"Sensitivity: {label}") for label in measures if label in parts
+        Bars(tuple(parts[label][0][:MOST_IN_WORDS]), f"Highest by {label}") for label in measures if label in parts
     ]
     summary = f"bars; the highest score by {first} is that of {best[0]}, {significant(best[1])}"
     note = "The highest scores, at most 25. Whiskers are one standard error."
@@ -152,7 +152,9 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         return ()
     # The sites that a setting does most to come first.
     ordered = {
-        view: sorted(((site, sorted(line)) for site, line in sites.items()), key=lambda s: -max(abs(y) for _, y in s[1]))
+        view: sorted(
+            ((site, sorted(line)) for site, line in sites.items()), key=lambda s: -max(abs(y) for _, y in s[1])
+        )
         for view, sites in views.items()
     }
 
@@ -160,7 +162,10 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         from normsurgeon.render import charts
 
         return charts.choose(
-            {f"{setting}: {effect}": _sweep_figure(setting, effect, sites) for (setting, effect), sites in ordered.items()}
+            {
+                f"{setting}: {effect}": _sweep_figure(setting, effect, sites)
+                for (setting, effect), sites in ordered.items()
+            }
         )
 
     settings = dict.fromkeys(setting for setting, _ in ordered)
@@ -173,9 +178,9 @@ def sweep_charts(points: Sequence[SweepPoint]) -> tuple[Chart, ...]:
         )
         for view in shown
     )
-    sites = len({point.layer for point in points})
+    count = len({point.layer for point in points})
     note = "One site changed at a time. The sites that matter most are in colour."
-    summary = f"lines; {', '.join(settings)} varied at {sites} sites"
+    summary = f"lines; {', '.join(settings)} varied at {count} sites"
     return (Chart("sweep-lines", "Settings of the norm layers", summary, figure, note, True, plain),)
 
 
@@ -233,16 +238,18 @@ def _depth_figure(
 def _sweep_figure(setting: str, effect: str, sites: Sequence[tuple[str, list[tuple[float, float]]]]) -> Figure:
     from normsurgeon.render import charts
 
-    series = []
-    for i, (site, line) in enumerate(sites):
-        few = i < MOST_SITES
-        hover = [f"{site}\n{setting} {exact(x)}\n{effect} {exact(y)}" for x, y in line]
-        x, y = zip(*line, strict=True)
-        name = site if few else "other sites"
-        series.append(charts.Series(name, x, y, hover=hover, tone=i if few else len(KINDS) - 1))
+    def series(name: str, tone: int, chosen: Sequence[tuple[str, list[tuple[float, float]]]]) -> Series:
+        """One line for several sites, with gaps between them: a trace for each would make a large page."""
+        points = [(x, y, f"{site}\n{setting} {exact(x)}\n{effect} {exact(y)}") for site, line in chosen
+                  for x, y in (*line, (None, None))]  # fmt: skip
+        xs, ys, hover = zip(*points, strict=True)
+        return charts.Series(name, xs, ys, hover=hover, tone=tone)
+
+    drawn = [series("other sites", len(KINDS) - 1, sites[MOST_SITES:])] if len(sites) > MOST_SITES else []
+    drawn += [series(site, i, [(site, line)]) for i, (site, line) in enumerate(sites[:MOST_SITES])]
     tried = _tried(sites)
     wide = min(tried) > 0 and max(tried) / min(tried) > 20
-    return charts.lines(series, x_title=setting, y_title=effect, log_x=wide, height=380)
+    return charts.lines(drawn, x_title=setting, y_title=effect, log_x=wide, height=380)
 
 
 def _tried(sites: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[float]:
@@ -271,7 +278,7 @@ def _numbers(row: _Row) -> dict[str, float]:
 
 
 def _hover(row: _Row, numbers: Mapping[str, float]) -> str:
-    """All numbers of a layer, whichever chart it is pointed at in: three a line, since plotly drops what is too tall."""
+    """All numbers of a layer, in every chart: three a line, since plotly drops what is too tall."""
     entry = row.statistics
     about = ""
     if entry is not None:

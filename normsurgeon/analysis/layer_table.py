@@ -127,7 +127,9 @@ def _measure_key(measure: Sensitivity) -> str:
     return "sensitivity_" + re.sub(r"[^a-z0-9]+", "_", f"{measure.method}_{measure.loss}".lower()).strip("_")
 
 
-def _column(title: str, hint: str, form: Form, value: Callable[[LayerRow], Any]) -> tuple[Column, Callable[[LayerRow], Any]]:
+def _column(
+    title: str, hint: str, form: Form, value: Callable[[LayerRow], Any]
+) -> tuple[Column, Callable[[LayerRow], Any]]:
     return Column(title, form, hint), value
 
 
@@ -187,6 +189,7 @@ _FINER = (
     _column("max", "greatest value", "number", _statistic("max")),
     _column("kurtosis", "excess kurtosis of all values", "number", _statistic("kurtosis")),
     _column("channels", "size of the channel dimension", "count", _statistic("channels")),
-    _column("shape", "of one image's output", "text", lambda row: shown(row.statistics.shape) if row.statistics else None),
+    _column("shape", "of one image's output", "text",
+            lambda row: shown(row.statistics.shape) if row.statistics else None),
     _column("class", "Python class", "text", _statistic("class_name")),
 )  # fmt: skip

@@ -50,9 +50,7 @@ class Standout:
 
 def findings_section(findings: Sequence[Finding], rows: Rows) -> Section:
     """What stands out, and the layers that stand out: those with findings, or far from the others of their kind."""
-    stated = tuple(
-        doc.Finding(f.text, f.severity, "", f.metric, f.value, f.advice, f.layer) for f in findings
-    )  # fmt: skip
+    stated = tuple(doc.Finding(f.text, f.severity, "", f.metric, f.value, f.advice, f.layer) for f in findings)
     layers = tuple(
         doc.Finding("; ".join(entry.reasons), entry.severity, anchor=entry.layer) for entry in standouts(findings, rows)
     )
@@ -214,8 +212,10 @@ def farthest(rows: Rows, most: int = 15) -> tuple[Table, ...]:
     Layers that a surgery rewrote are left out: they differ by design.
     """
     ordered = sorted((row for row in rows if row.pair and not row.pair.rewritten), key=_distance, reverse=True)[:most]
-    titles = ("layer", "rel. error", "CKA", "cosine", "mean shift", "std ratio", "std before", "after")
-    titles += ("eff. rank before", "after")
+    titles = (
+        "layer", "rel. error", "CKA", "cosine", "mean shift", "std ratio", "std before", "after", "eff. rank before",
+        "after",
+    )  # fmt: skip
     body = tuple(_pair_cells(row) for row in ordered)
     columns = tuple(Column(title, "number" if i else "text") for i, title in enumerate(titles))
     if not any(has_value(value) for cells in body for value in cells[1:]):

@@ -47,14 +47,14 @@ DARK = template("#e7e8ea", "#a1a8b3", "#2d3239", "#1a1d22")
 
 @dataclass(frozen=True)
 class Series:
-    """One line: ``y`` over ``x``, with ``low`` and ``high`` edges where it has a band or whiskers.
+    """One line: ``y`` over ``x``, with ``low`` and ``high`` edges where it has a band or whiskers; None is a gap.
 
     ``hover`` holds what is shown at each point, in lines; ``tone`` is the number of a colour; ``name`` stands in the
     legend, once for all series of one name.
     """
 
     name: str
-    x: Sequence[float]
+    x: Sequence[Number]
     y: Sequence[Number]
     low: Sequence[Number] = ()
     high: Sequence[Number] = ()
@@ -102,7 +102,7 @@ def lines(
     logged: set[str] = set()
     for i, line in enumerate(series):
         shift = 0.0 if band else i - (len(series) - 1) / 2
-        x = [_shifted(v, shift, line.x, log_x) for v in line.x]
+        x = _shifted(line.x, shift, log_x)
         y = [v if v is not None and (not log_y or v > 0) else None for v in line.y]
         style = {"legendgroup": label(line.name), "x": x}
         if band and line.low:
@@ -129,7 +129,7 @@ def lines(
     values = [v for line in series for v in line.y if v is not None]
     figure.update_xaxes(title_text=label(x_title) or None, zeroline=False)
     figure.update_yaxes(title_text=label(y_title) or None, nticks=6)
-    places = sorted({v for line in series for v in line.x})
+    places = sorted({v for line in series for v in line.x if v is not None})
     if log_x and not at and len(places) <= MAX_TICKS:
         at = [(place, f"{place:g}") for place in places]
     if at:
@@ -159,8 +159,8 @@ def heat(
     figure.add_heatmap(
         x=names[0], y=names[1], z=cells, zmin=low, zmax=high, colorscale="Viridis", hoverongaps=False, xgap=gap,
         ygap=gap, hovertemplate="%{y}<br>%{x}<br><b>%{z:.3f}</b><extra></extra>",
-        colorbar={"orientation": "h", "thickness": 8, "len": 0.4, "x": 1, "xanchor": "right", "y": 1,
-                  "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "ypad": 6, "xpad": 0},
+        colorbar={"orientation": "h", "thickness": 8, "len": 0.5, "x": 0.5, "xanchor": "center", "yref": "container",
+                  "y": 0, "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "ypad": 6, "xpad": 0},
     )  # fmt: skip
     across, down = ticks(columns, few=16), ticks(rows, few=16)
     square = len(rows) == len(columns)
@@ -170,7 +170,7 @@ def heat(
         **_array(down, 18),
     )  # fmt: skip
     # The script makes it as high as it is wide.
-    return figure.update_layout(meta={"aspect": 1.02}, margin_t=60)
+    return figure.update_layout(meta={"aspect": 1.04})
 
 
 def bars(
@@ -234,7 +234,9 @@ def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
         "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}, "buttons": buttons,
     }  # fmt: skip
     top = max(figure.layout.margin.t or 0 for figure in figures.values())
-    return merged.update_layout(updatemenus=[menu], margin_t=max(top, 60), legend={"y": -0.12, "yanchor": "top"})
+    return merged.update_layout(
+        updatemenus=[menu], margin_t=max(top, 60), legend={"yref": "container", "y": 0, "yanchor": "bottom"}
+    )
 
 
 def empty(text: str) -> go.Figure:
@@ -258,7 +260,9 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
         if len(begins) >= 3 or len(begins) == len(names):
             break
     if 3 <= len(begins) <= MAX_TICKS:
-        return [(i, parts[i]) for i in begins]
+        apart = len(names) / (2 * MAX_TICKS)
+        clear = [i for k, i in enumerate(begins) if k == 0 or i - begins[k - 1] >= apart]
+        return [(i, parts[i]) for i in clear]
     step = max(1, math.ceil(len(names) / MAX_TICKS))
     return [(i, names[i]) for i in range(0, len(names), step)]
 
@@ -319,12 +323,13 @@ def _range_around(values: Sequence[float], series: Sequence[Series], percent: bo
     return [low - pad, high + pad]
 
 
-def _shifted(value: float, shift: float, all_of_them: Sequence[float], log: bool) -> float:
+def _shifted(values: Sequence[Number], shift: float, log: bool) -> list[Number]:
     """Whiskers at one place would hide each other: each line stands a little to the right of the last."""
-    low, high = min(all_of_them), max(all_of_them)
-    if log:
-        return value * (high / low) ** (0.012 * shift) if low > 0 else value
-    return value + 0.008 * shift * (high - low)
+    known = [v for v in values if v is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    if log and low > 0:
+        return [None if v is None else v * (high / low) ** (0.012 * shift) for v in values]
+    return [None if v is None else v + 0.008 * shift * (high - low) for v in values]
 
 
 def _faded(tone: int, share: float = 0.15) -> str:

@@ -97,8 +97,8 @@ class Table:
 
     Columns without any value are left out. ``searchable``: the page offers a filter and sorts by columns, ``select``
     is the title of a column whose values the filter lists, ``noun`` what it counts; ``shaded``: the page tints numbers
-    by their size; ``folded``: the page opens the table on request; ``terminal_rows``: how many rows a terminal shows,
-    ``important`` ones first (text and page show all).
+    by their size; ``folded``: the page opens the table on request; ``terminal_rows``: about how many rows a terminal
+    shows, the ``important`` ones and others in even steps, or the first (text and page show all).
     """
 
     columns: tuple[Column, ...]

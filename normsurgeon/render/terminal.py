@@ -243,10 +243,12 @@ class _Drawing:
             yield from self.fitted(table.columns, rows)
 
     def chosen(self, table: Table, rows: list[list[str]]) -> list[list[str]]:
-        """All rows of a small table; of a large one the important ones, and others in even steps."""
+        """All rows of a small table; of a large one the important ones and others in even steps, or the first."""
         most = table.terminal_rows
         if most is None or len(rows) <= most:
             return rows
+        if not table.important:
+            return rows[:most]
         step = len(rows) / max(1, most - len(table.important))
         even = {int(i * step) for i in range(most)} | {len(rows) - 1}
         return [row for i, row in enumerate(rows) if row[0] in table.important or i in even]

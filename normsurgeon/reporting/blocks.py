@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from normsurgeon.reporting.layers import LayerRow
-from normsurgeon.reporting.records import Matrix, Report
+from normsurgeon.reporting.records import Matrix
 
 RAMP = "▁▂▃▄▅▆▇█"
 ASCII_RAMP = "_.-=+*#@"
@@ -19,37 +17,6 @@ VIRIDIS = (
 )  # fmt: skip
 
 Values = Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One number a layer, over the depth of the network; ``log`` where it spans decades."""
-
-    label: str
-    values: tuple[float | None, ...]
-    log: bool = False
-
-
-def profiles(report: Report, rows: Sequence[LayerRow]) -> tuple[Profile, ...]:
-    """The sparklines of a report: those that have at least two values."""
-    wanted = (
-        ("mean |x|", "statistics", "abs_mean", True),
-        ("std", "statistics", "std", True),
-        ("zeros", "statistics", "zero_fraction", False),
-        ("effective rank", "statistics", "effective_rank", True),
-        ("channel variance", "statistics", "channel_var", True),
-        ("sq. channel mean", "statistics", "squared_mean", True),
-        ("between images", "statistics", "between_var", True),
-        ("group fluct.", "statistics", "group_fluctuation", False),
-        ("CKA with baseline", "pair", "cka", False),
-        ("relative error", "pair", "relative_error", False),
-    )
-    made = []
-    for label, part, name, log in wanted:
-        values = tuple(_finite(getattr(getattr(row, part), name, None)) for row in rows)
-        if sum(v is not None for v in values) >= 2:
-            made.append(Profile(label, values, log))
-    return tuple(made)
 
 
 def sparkline(values: Values, width: int, log: bool = False, ramp: str = RAMP) -> str:

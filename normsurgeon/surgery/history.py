@@ -64,9 +64,11 @@ def curves(history: Sequence[Event]) -> tuple[Curve, ...]:
     points: dict[tuple[str, str, str], list[tuple[Any, Any]]] = {}
     for source, entry in _entries(history, ""):
         axis = _axis(entry)
-        for key, value in entry.items() if axis is not None else ():
+        if axis is None:
+            continue
+        for key, value in entry.items():
             if key not in _AXES and is_number(value):
-                points.setdefault((source, str(axis), str(key)), []).append((entry[axis], value))
+                points.setdefault((source, axis, str(key)), []).append((entry[axis], value))
     several = len({source for source, _, _ in points}) > 1
     logged = [
         curve
@@ -165,7 +167,9 @@ def _axis(entry: Event) -> str | None:
 
 def _of_runs(history: Sequence[Any]) -> Iterator[Curve]:
     """The curves of each fine-tuning; numbered where there are several."""
-    runs = [rows for event in history if isinstance(event, Mapping) and isinstance(rows := event.get("curves"), Mapping)]
+    runs = [
+        rows for event in history if isinstance(event, Mapping) and isinstance(rows := event.get("curves"), Mapping)
+    ]
     for number, rows in enumerate(runs, 1):
         for part, key, title in _FINETUNE_CURVES:
             entries = [row for row in _list(rows.get(part)) if isinstance(row, Mapping)]

@@ -8,10 +8,16 @@
   const config = { displayModeBar: false, displaylogo: false, showTips: false };
 
   const clip = (name) => (name.length <= 16 ? name : `${name.slice(0, 4)}…${name.slice(-11)}`);
+  const matrix = ({ i2, columns }) => {
+    const cells = new Int16Array(Uint8Array.from(atob(i2), (sign) => sign.charCodeAt(0)).buffer);
+    const row = (from) => Array.from(cells.slice(from, from + columns), (v) => (v === -32768 ? null : v / 10000));
+    return Array.from({ length: cells.length / columns }, (_, i) => row(i * columns));
+  };
   // Lists that several figures share are put back, and the names of ticks shortened where there is little room.
   const restore = (value, narrow, key) => {
     if (Array.isArray(value)) return key === "ticktext" && narrow ? value.map(clip) : value.map((v) => restore(v, narrow));
     if (value === null || typeof value !== "object") return value;
+    if ("i2" in value) return matrix(value);
     if ("$" in value) return restore(data.shared[value.$], narrow, key);
     return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, restore(inner, narrow, name)]));
   };
