@@ -68,7 +68,7 @@ def test_affine_fold_and_whitening_reproduce_the_logits(family):
         assert relative_error(whitened(x), expected) < TOLERANCE
         del whitened
         for target in ("affine", "fold"):
-            result = ns.convert(model, to=target)
+            result = ns.convert(model, to=target, verdict=False)
             assert result.counts["refused"] == result.counts["kept"] == 0
             assert not any(batchnorm.is_batch_norm(module) for module in result.model.modules())
             assert relative_error(result.model(x), expected) < TOLERANCE, target
