@@ -72,7 +72,9 @@ def test_softening_is_a_dial_towards_the_fixed_affine(network, some_images):
 def test_balancing_follows_the_original_more_closely(network, some_images):
     for target in ("gn", "ln", "rms"):
         plain, balanced = (
-            ns.evaluate(ns.convert(network, to=target, balance=balance, verdict=False).model, some_images[:2], baseline=network).kl
+            ns.evaluate(
+                ns.convert(network, to=target, balance=balance, verdict=False).model, some_images[:2], baseline=network
+            ).kl
             for balance in (False, True)
         )
         assert balanced <= 1.02 * plain, target
