@@ -3,10 +3,10 @@
     python benchmarks/analysis.py [--repeats 7] [--batches 16] [--only statistics,cka,memory,stream]
 
 statistics  all statistics of all default layers of ResNet-50 (batch 8, 224 pixels), closing included, over a plain
-            forward pass; beside it six plain torch reductions of every leaf by naive hooks
+            forward pass; next to it six plain torch reductions of every leaf by naive hooks
 memory      peak of the process (resident) during that, over the peak of plain forward passes
 cka         CKA of the 20 convolutions of two ResNet-18s over one forward pass of one of them (two are the floor);
-            then of all 60-odd modules of each; beside it torch-cka, where it is installed
+            then of all 60-odd modules of each; next to it torch-cka, if it is installed
 stream      peak memory of a whole analysis (statistics and similarity) of 50 images and of 50,000: it must not grow
 
 Passes alternate, and the median of each is taken: machines are noisy. OMP_WAIT_POLICY is PASSIVE unless it is set, as
@@ -15,220 +15,186 @@ in ``normsurgeon analyze`` (normsurgeon/inference/fused.py); OMP_WAIT_POLICY=ACT
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import multiprocessing
 import os
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 import timm
 import torch
-from torch import nn
+from measuring import in_a_process, medians, parser, peak_mib, seconds
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import normsurgeon as ns
 from normsurgeon.analysis.capture import captured
-from normsurgeon.analysis.layers import choose_layers
+from normsurgeon.analysis.choosing import choose_layers
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
+from normsurgeon.inference.hooks import listening
 
 
-def seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+class Watched:
+    """ResNet-50 and a batch of 8 images, with the statistics of its default layers."""
+
+    def __init__(self) -> None:
+        self.model = timm.create_model("resnet50").eval()
+        self.images = torch.randn(8, 3, 224, 224)
+        self.layers = choose_layers(self.model)
+        self.collector = StatisticsCollector(self.layers)
+
+    def plain(self) -> None:
+        self.model(self.images)
+
+    def watched(self) -> None:
+        self.collector.begin(8)
+        with captured(self.layers, self.collector.on_output, self.collector.on_input):
+            self.model(self.images)
+
+    def naive(self) -> None:
+        """Six plain reductions of the output of every leaf."""
+        found: list[list[float]] = []
+
+        def reduce(y: Tensor) -> None:
+            found.append([f(y).item() for f in (torch.mean, torch.std, torch.amin, torch.amax, torch.norm)])
+            found[-1].append((y == 0).float().mean().item())
+
+        with listening([(m, "output", reduce) for m in self.model.modules() if not list(m.children())]):
+            self.model(self.images)
 
 
-def alternating(repeats: int, **functions: Callable[[], object]) -> dict[str, float]:
-    """The median time of each, taken in turns after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-    for _ in range(repeats):
-        for name, function in functions.items():
-            times[name].append(seconds(function))
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
-def naive(model: nn.Module, images: torch.Tensor) -> list[list[float]]:
-    """Six plain reductions of the output of every leaf."""
-    found: list[list[float]] = []
-
-    def hook(module: nn.Module, inputs: object, y: torch.Tensor) -> None:
-        found.append([f(y).item() for f in (torch.mean, torch.std, torch.amin, torch.amax, torch.norm)])
-        found[-1].append((y == 0).float().mean().item())
-
-    handles = [m.register_forward_hook(hook) for m in model.modules() if not list(m.children())]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
+@torch.no_grad()
 def measure_statistics(repeats: int, batches: int) -> None:
-    model = timm.create_model("resnet50").eval()
-    images = torch.randn(8, 3, 224, 224)
-    layers = choose_layers(model)
-    collector = StatisticsCollector(layers)
-
-    def watched() -> None:
-        collector.begin(8)
-        with captured(layers, collector.on_output, collector.on_input):
-            model(images)
-
-    with torch.no_grad():
-        plain, others, ours = [], [], []
-        for step in range(batches + 1):
-            times = seconds(lambda: model(images)), seconds(watched)
-            if step:  # the first pays for compilation and allocation
-                plain.append(times[0])
-                ours.append(times[1])
-            if 0 < step <= repeats:
-                others.append(seconds(lambda: naive(model, images)))
-        closing = seconds(collector.results)
-    forward, with_all = statistics.median(plain), statistics.median(ours)
-    print(f"ResNet-50, batch 8, {len(layers)} layers, {batches} batches, {torch.get_num_threads()} threads")
+    it = Watched()
+    plain, ours, others = [], [], []
+    for step in range(batches + 1):
+        times = seconds(it.plain), seconds(it.watched)
+        if step:  # the first pays for compilation and allocation
+            plain.append(times[0])
+            ours.append(times[1])
+        if 0 < step <= repeats:
+            others.append(seconds(it.naive))
+    closing = seconds(it.collector.compute)
+    forward, with_all, naive = map(statistics.median, (plain, ours, others))
+    whole = (batches * with_all + closing) / (batches * forward)
+    print(f"ResNet-50, batch 8, {len(it.layers)} layers, {batches} batches, {torch.get_num_threads()} threads")
     print(f"  forward pass                      {forward:7.3f} s")
     print(f"  with all statistics               {with_all:7.3f} s   ratio {with_all / forward:.2f}")
-    whole = (batches * with_all + closing) / (batches * forward)
     print(f"  closing (eigenvalues), once       {closing:7.3f} s   ratio with it {whole:.2f} (target 1.3)")
-    print(f"  six naive reductions of leaves    {statistics.median(others):7.3f} s   "
-          f"ratio {statistics.median(others) / forward:.2f}")  # fmt: skip
+    print(f"  six naive reductions of leaves    {naive:7.3f} s   ratio {naive / forward:.2f}")
 
 
-def peak_of(what: str, batches: int, queue: multiprocessing.Queue) -> None:
-    """In a process of its own: the peak resident size in MiB."""
-    model = timm.create_model("resnet50").eval()
-    images = torch.randn(8, 3, 224, 224)
-    layers = choose_layers(model)
-    collector = StatisticsCollector(layers)
-    with torch.no_grad():
-        for _ in range(batches):
-            if what == "plain":
-                model(images)
-                continue
-            collector.begin(8)
-            with captured(layers, collector.on_output, collector.on_input):
-                model(images)
-        if what != "plain":
-            collector.results()
-    queue.put(high_water())
-
-
-def high_water() -> float:
-    """The peak resident size of this process in MiB.
-
-    Not ``ru_maxrss``: that begins at the size of the process that started this one.
-    """
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM:"))
-
-
-def in_a_process(function: Callable[..., None], *arguments: object) -> float:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=function, args=(*arguments, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
+@torch.no_grad()
+def peak_of_pass(how: str, batches: int) -> float:
+    """The peak resident size in MiB of a process that makes these passes."""
+    it = Watched()
+    for _ in range(batches):
+        getattr(it, how)()
+    if how == "watched":
+        it.collector.compute()
+    return peak_mib()
 
 
 def measure_memory() -> None:
-    plain, watched = in_a_process(peak_of, "plain", 8), in_a_process(peak_of, "watched", 8)
-    print(f"peak memory: forward {plain:.0f} MiB, with all statistics {watched:.0f} MiB, "
-          f"ratio {watched / plain:.2f} (target 1.2)")  # fmt: skip
+    plain, watched = (in_a_process(peak_of_pass, how, 8) for how in ("plain", "watched"))
+    ratio = watched / plain
+    print(
+        f"peak memory: forward {plain:.0f} MiB, with all statistics {watched:.0f} MiB, ratio {ratio:.2f} (target 1.2)"
+    )
 
 
-def peak_of_stream(images: int, queue: multiprocessing.Queue) -> None:
-    """In a process of its own: the peak of a whole analysis of so many images."""
+def peak_of_stream(images: int) -> float:
+    """The peak resident size in MiB of a process that analyses that many images."""
     model = timm.create_model("resnet18").eval()
     batches = (torch.randn(50, 3, 32, 32) for _ in range(images // 50))
     ns.analyze(model, batches, only=["statistics", "similarity"])
-    queue.put(high_water())
+    return peak_mib()
 
 
 def measure_stream() -> None:
     few, many = in_a_process(peak_of_stream, 50), in_a_process(peak_of_stream, 50_000)
-    print(f"peak memory of ns.analyze, ResNet-18, 32 pixels: 50 images {few:.0f} MiB, 50,000 images {many:.0f} MiB, "
-          f"ratio {many / few:.3f}")  # fmt: skip
+    print(
+        f"peak memory of ns.analyze, ResNet-18, 32 pixels: 50 images {few:.0f} MiB, 50,000 images {many:.0f} MiB, "
+        f"ratio {many / few:.3f}"
+    )
 
 
+def compared(
+    networks: list[nn.Module], images: Tensor, patterns: tuple[str, ...], kinds: tuple[str, ...]
+) -> Callable[[], object]:
+    """CKA between the layers of two networks, both forward passes included."""
+    layers = [choose_layers(network, patterns, kinds) for network in networks]
+    kernels = [Kernels(), Kernels()]
+
+    def run() -> object:
+        similarity = SimilarityCollector()
+        for network, chosen, kept in zip(networks, layers, kernels, strict=True):
+            kept.begin(len(images))
+            with captured(chosen, kept.on_output):
+                network(images)
+        similarity.update(*kernels)
+        return similarity.compute()
+
+    return run
+
+
+def compared_by_torch_cka(networks: list[nn.Module], images: Tensor, names: list[str]) -> None:
+    import torch_cka
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+        warnings.simplefilter("ignore")
+        peer = torch_cka.CKA(*networks, model1_layers=names, model2_layers=names)
+        # Its float32 sums can give nan on networks without training, which it refuses once all is computed.
+        with contextlib.suppress(AssertionError):
+            peer.compare(DataLoader(TensorDataset(images, torch.zeros(16)), batch_size=16))
+    for network in networks:
+        for module in network.modules():
+            module._forward_hooks.clear()  # it leaves its own behind
+
+
+@torch.no_grad()
 def measure_cka(repeats: int) -> None:
     torch.manual_seed(0)
-    model, other = (timm.create_model("resnet18").eval() for _ in range(2))
+    networks = [timm.create_model("resnet18").eval() for _ in range(2)]
     images = torch.randn(16, 3, 224, 224)
-
-    def compared(patterns: tuple[str, ...], kinds: tuple[str, ...]) -> Callable[[], object]:
-        mine, theirs = choose_layers(model, patterns, kinds), choose_layers(other, patterns, kinds)
-        first, second = Kernels(), Kernels()
-
-        def run() -> object:
-            similarity = SimilarityCollector()
-            for network, layers, kernels in ((model, mine, first), (other, theirs, second)):
-                kernels.begin(len(images))
-                with captured(layers, kernels.on_output):
-                    network(images)
-            similarity.add(first, second)
-            return similarity.matrices()
-
-        return run
-
     functions: dict[str, Callable[[], object]] = {
-        "forward": lambda: model(images),
-        "20 convolutions": compared((), ("convolution",)),
-        "all modules": compared(("*",), ()),
+        "forward": partial(networks[0], images),
+        "20 convolutions": compared(networks, images, (), ("convolution",)),
+        "all modules": compared(networks, images, ("*",), ()),
     }
     try:
-        import torch_cka
+        import torch_cka  # noqa: F401
     except ImportError:
         print("(torch-cka is not installed: no peer)")
     else:
-        names = [layer.name for layer in choose_layers(model, kinds=["convolution"])]
-        loader = DataLoader(TensorDataset(images, torch.zeros(16)), batch_size=16)
-
-        def peer() -> None:
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-                warnings.simplefilter("ignore")
-                judge = torch_cka.CKA(model, other, model1_layers=names, model2_layers=names)
-                # Its float32 sums can give nan on networks without training, which it refuses once all is computed.
-                with contextlib.suppress(AssertionError):
-                    judge.compare(loader)
-            for network in (model, other):
-                for module in network.modules():
-                    module._forward_hooks.clear()  # it leaves its own behind
-
-        functions["torch-cka, 20 convolutions"] = peer
-    with torch.no_grad():
-        times = alternating(repeats, **functions)
+        names = [layer.name for layer in choose_layers(networks[0], kinds=["convolution"])]
+        functions["torch-cka, 20 convolutions"] = partial(compared_by_torch_cka, networks, images, names)
+    times = medians(repeats, functions)
     print("two ResNet-18s, batch 16; the floor is 2.00")
     for name, spent in times.items():
         print(f"  {name:34}{spent:7.3f} s   ratio {spent / times['forward']:.2f}")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=16)
-    parser.add_argument("--only", default="statistics,memory,cka,stream")
-    options = parser.parse_args()
-    ns.load  # noqa: B018  the public door's imports are paid here
+    arguments = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=7)
+    arguments.add_argument("--batches", type=int, default=16)
+    arguments.add_argument("--only", default="statistics,memory,cka,stream")
+    options = arguments.parse_args()
+    parts: dict[str, Callable[[], None]] = {
+        "statistics": partial(measure_statistics, options.repeats, options.batches),
+        "memory": measure_memory,
+        "cka": partial(measure_cka, options.repeats),
+        "stream": measure_stream,
+    }
     for part in options.only.split(","):
-        {
-            "statistics": lambda: measure_statistics(options.repeats, options.batches),
-            "memory": measure_memory,
-            "cka": lambda: measure_cka(options.repeats),
-            "stream": measure_stream,
-        }[part]()
+        parts[part]()
     return 0
 
 

@@ -14,9 +14,7 @@ folded than FOLDS says. `--original` makes and calls the originals only. Exits w
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
+import math
 import os
 import sys
 import time
@@ -26,13 +24,22 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import coverage_report
+import torch
 from beyond_networks import Network, find, networks
+from coverage_report import kind, listed, total
+from measuring import append, brief, in_a_process, parser, records, table
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-TITLE = "## Beyond timm"
-START, END = "<!-- beyond -->", "<!-- /beyond -->"
+import normsurgeon as ns
+from normsurgeon.calls import Call, as_call
+from normsurgeon.inference.hooks import listening
+
 TOLERANCE = 1e-12
 SINGLE_TOLERANCE = 1e-4
 """For the few that cast to float32 themselves."""
@@ -54,6 +61,8 @@ FOLDS = {
     "efficientnet-pytorch.b0": 49,
 }
 """The least that must be folded."""
+
+Tensors = dict[str, Tensor]
 
 
 @dataclass
@@ -79,28 +88,25 @@ class Outcome:
     seconds: float = 0.0
 
 
-def batch_norms(model: Any) -> dict[str, Any]:
+def batch_norms(model: nn.Module) -> dict[str, Any]:
     """The modules that hold running statistics, by name; an InstanceNorm's are its own affair."""
-    import torch
-    from torch.nn.modules.instancenorm import _InstanceNorm
 
-    def holds(module: Any) -> bool:
-        return all(isinstance(getattr(module, k, None), torch.Tensor) for k in ("running_mean", "running_var"))
+    def holds(module: nn.Module) -> bool:
+        return all(isinstance(getattr(module, k, None), Tensor) for k in ("running_mean", "running_var"))
 
     return {n: m for n, m in model.named_modules() if holds(m) and not isinstance(m, _InstanceNorm)}
 
 
-def enliven_(model: Any, inputs: Any) -> Any:
+@torch.no_grad()
+def randomise_(model: nn.Module, inputs: Call) -> None:
     """Statistics and affines far from the identity and from the data; eval mode.
 
     A mean is up to a standard deviation or so from the mean of what the norm sees, a variance 0.3 to 3 times that, so
     that the signal lives through all layers of random weights. Weights are 0.5 to 1.5 in size, of either sign.
     """
-    import torch
-
     generator = torch.Generator().manual_seed(0)
 
-    def between(low: float, high: float, like: Any) -> Any:
+    def between(low: float, high: float, like: Tensor) -> Tensor:
         return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64)
 
     def set_statistics(norm: Any, mean: float = 0.0, std: float = 1.0) -> None:
@@ -110,47 +116,28 @@ def enliven_(model: Any, inputs: Any) -> Any:
 
     seen = set()
 
-    def look(norm: Any, given: Any) -> None:
-        x = given[0] if given and hasattr(given[0], "is_floating_point") else None
-        if id(norm) not in seen and x is not None and x.numel() > 1 and x.std() > 0:
+    def look(norm: nn.Module, x: Tensor) -> None:
+        if id(norm) not in seen and x.numel() > 1 and x.std() > 0:
             set_statistics(norm, float(x.mean()), float(x.std()))
         seen.add(id(norm))
 
     model.eval()
     norms = list(batch_norms(model).values())
-    with torch.no_grad():
-        for norm in norms:
-            set_statistics(norm)
-            weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-            if weight is not None:
-                sign = torch.where(between(0, 1, weight) < 0.5, -1.0, 1.0)
-                weight.copy_(sign * between(0.5, 1.5, weight))
-            if bias is not None:
-                bias.copy_(between(-0.3, 0.3, bias))
-        handles = [norm.register_forward_pre_hook(look) for norm in norms]
-        call(model, inputs)
-        for handle in handles:
-            handle.remove()
-    return model
+    for norm in norms:
+        set_statistics(norm)
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        if weight is not None:
+            sign = torch.where(between(0, 1, weight) < 0.5, -1.0, 1.0)
+            weight.copy_(sign * between(0.5, 1.5, weight))
+        if bias is not None:
+            bias.copy_(between(-0.3, 0.3, bias))
+    with listening([(norm, "input", partial(look, norm)) for norm in norms]):
+        called(model, inputs)
 
 
-def mapped(tree: Any, function: Any) -> Any:
-    """A tree of arguments with every tensor replaced."""
-    if isinstance(tree, dict):
-        return {key: mapped(value, function) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(mapped(value, function) for value in tree)
-    return function(tree) if hasattr(tree, "is_floating_point") else tree
-
-
-def _other(tensor: Any) -> Any:
-    """Another input of the same kind."""
-    return 0.8 * tensor + 0.1 * tensor.flip(-1) if tensor.is_floating_point() else tensor.flip(-1)
-
-
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """All tensors of an output, by path, whatever it is made of."""
-    if hasattr(tree, "is_floating_point"):
+    if isinstance(tree, Tensor):
         yield path, tree
     elif isinstance(tree, dict):
         for key, value in tree.items():
@@ -162,63 +149,49 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(vars(tree), path)
 
 
-def call(model: Any, inputs: Any) -> Any:
-    """One call, with a tuple of positional or a dict of keyword arguments, both, or one argument."""
-    import torch
-
+@torch.no_grad()
+def called(model: nn.Module, inputs: Call) -> Tensors:
+    """The outputs of one call, by path."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        if isinstance(inputs, dict):
-            return model(**inputs)
-        if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], dict):
-            return model(*inputs[0], **inputs[1])
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return {path: tensor.clone() for path, tensor in leaves(inputs(model))}
 
 
-def observed(model: Any, inputs: Any, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def observed(model: nn.Module, inputs: Call, names: list[str]) -> tuple[Tensors, Tensors]:
     """The outputs of a network, and samples of what comes out of the named modules at their first call."""
-    seen: dict[str, Any] = {}
+    seen: Tensors = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: Any, given: Any, output: Any) -> None:
-            if name not in seen and hasattr(output, "is_floating_point"):
-                flat = output.detach().reshape(-1)
-                seen[name] = flat[:: max(1, flat.numel() // SAMPLES)].clone()
-
-        return hook
+    def keep(name: str, output: Tensor) -> None:
+        if name not in seen:
+            flat = output.detach().reshape(-1)
+            seen[name] = flat[:: max(1, flat.numel() // SAMPLES)].clone()
 
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(keep(name)) for name in names if name in modules]
-    try:
-        outputs = {path: tensor.clone() for path, tensor in leaves(call(model, inputs))}
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, seen
+    with listening([(modules[name], "output", partial(keep, name)) for name in names if name in modules]):
+        return called(model, inputs), seen
 
 
-def off_by(expected: dict[str, Any], found: dict[str, Any]) -> float:
+def off_by(expected: Tensors, found: Tensors) -> float:
     """The largest difference, relative to the largest value of its tensor; infinite for other shapes or no number."""
-    worst = 0.0
     if expected.keys() != found.keys():
-        return float("inf")
+        return math.inf
+    errors = [0.0]
     for path, a in expected.items():
         b = found[path]
         if a.shape != b.shape:
-            return float("inf")
+            return math.inf
         if not a.numel():
             continue
         if not a.is_floating_point():
-            worst = max(worst, float((a != b).any()))
+            errors.append(float((a != b).any()))
             continue
         same = a == b  # infinities of masks among them
         difference = (a - b).abs().masked_fill(same | (a.isnan() & b.isnan()), 0.0)
         error = float(difference.max() / a[a.isfinite()].abs().max().clamp_min(1e-300)) if a.isfinite().any() else 0.0
-        worst = max(worst, error) if error == error else float("inf")
-    return worst
+        errors.append(math.inf if math.isnan(error) else error)
+    return max(errors)
 
 
-def unfit(outputs: dict[str, Any], changed: dict[str, Any]) -> tuple[str | None, float]:
+def unfit(outputs: Tensors, changed: Tensors) -> tuple[str | None, float]:
     """Why outputs are not worth comparing, if they are not; and how far they change with the input."""
     floats = {path: t for path, t in outputs.items() if t.is_floating_point() and t.numel()}
     if not floats:
@@ -230,47 +203,33 @@ def unfit(outputs: dict[str, Any], changed: dict[str, Any]) -> tuple[str | None,
 
 
 def has_batch_norms(network: Network) -> bool:
-    """Found without memory, where the network can be made so."""
-    import torch
-
+    """Found without memory, if the network can be made like that."""
     try:
         with torch.device("meta"):
             return bool(batch_norms(network.make()))
-    except Exception:  # then it is made in earnest
+    except Exception:  # then it is made with values
         return True
 
 
 def examine(name: str, original_only: bool = False) -> Outcome:
     """Make one network, call it, convert it, compare."""
-    import torch
-
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
     outcome = Outcome(name)
     started = time.perf_counter()
     network = find(name)
-    if not has_batch_norms(network):
-        outcome.skipped = "no batch norm"
-        return outcome
     try:
-        torch.manual_seed(0)
-        torch.set_default_dtype(torch.float64 if network.default else torch.float32)
-        model, inputs = network.make(), network.inputs()
-        norms = list(batch_norms(model))
-        outcome.batch_norms = len(norms)
-        if not norms:
+        made = _made(network, outcome) if has_batch_norms(network) else None
+        if made is None:
             outcome.skipped = "no batch norm"
             return outcome
-        if network.single:
-            model, inputs = model.float(), mapped(inputs, lambda t: t.float() if t.is_floating_point() else t)
-            outcome.tolerance = SINGLE_TOLERANCE
-            outcome.notes.append(f"in float32, to {SINGLE_TOLERANCE:.0e}")
-        else:
-            model = model.double()
-        enliven_(model, inputs)
+        model, inputs, norms = made
         expected = observed(model, inputs, norms)
         again = observed(model, inputs, norms)
-        changed, _ = observed(model, mapped(inputs, _other), [])
+        changed = called(model, inputs.map(_other))
     except Exception as error:  # of the network itself, before normsurgeon has seen it
-        outcome.skipped = f"the original fails ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        outcome.skipped = f"the original fails ({brief(error, 120)})"
         outcome.seconds = time.perf_counter() - started
         return outcome
     reason, outcome.change = unfit(expected[0], changed)
@@ -278,25 +237,48 @@ def examine(name: str, original_only: bool = False) -> Outcome:
         outcome.notes.append(f"{reason}: compared at the batch norms")
     if off_by(expected[0], again[0]) > 0:
         outcome.notes.append("not deterministic")
-    if not network.single and any(
-        t.is_floating_point() and t.dtype != torch.float64 for t in [*expected[0].values(), *expected[1].values()]
-    ):
+    everything = [*expected[0].values(), *expected[1].values()]
+    if not network.single and any(t.is_floating_point() and t.dtype != torch.float64 for t in everything):
         outcome.notes.append("computes partly in less than float64")
     outcome.compared = len(expected[1])
-    del again, changed
+    del again, changed, everything
     if not original_only:
         try:
             _convert(model, inputs, norms, expected, outcome)
         except Exception as error:  # whatever goes wrong is this network's result
-            outcome.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        outcome.failure = outcome.failure or _verdict(outcome, network.sorts, reason is not None)
+            outcome.failure = brief(error)
+        outcome.failure = outcome.failure or _failure(outcome, network.sorts, reason is not None)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-def _convert(model: Any, inputs: Any, norms: list[str], expected: Any, outcome: Outcome) -> None:
-    import normsurgeon as ns
+def _made(network: Network, outcome: Outcome) -> tuple[nn.Module, Call, list[str]] | None:
+    """The network with its inputs and the names of its batch norms; None if it has none."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64 if network.default else torch.float32)
+    model, inputs = network.make(), as_call(network.inputs())
+    norms = list(batch_norms(model))
+    outcome.batch_norms = len(norms)
+    if not norms:
+        return None
+    if network.single:
+        model, inputs = model.float(), inputs.map(lambda t: t.float() if t.is_floating_point() else t)
+        outcome.tolerance = SINGLE_TOLERANCE
+        outcome.notes.append(f"in float32, to {SINGLE_TOLERANCE:.0e}")
+    else:
+        model = model.double()
+    randomise_(model, inputs)
+    return model, inputs, norms
 
+
+def _other(tensor: Tensor) -> Tensor:
+    """Another input of the same kind."""
+    return 0.8 * tensor + 0.1 * tensor.flip(-1) if tensor.is_floating_point() else tensor.flip(-1)
+
+
+def _convert(
+    model: nn.Module, inputs: Call, norms: list[str], expected: tuple[Tensors, Tensors], outcome: Outcome
+) -> None:
     for target in ("fold", "affine"):
         result = ns.convert(model, to=target, example_inputs=inputs, verdict=False)
         outputs, seen = observed(result.model, inputs, norms)
@@ -305,24 +287,25 @@ def _convert(model: Any, inputs: Any, norms: list[str], expected: Any, outcome: 
         outcome.at_norms[target] = off_by({n: expected[1][n] for n in common}, {n: seen[n] for n in common})
         if target == "fold":
             outcome.compared = len(common)
+            folded = [site for site in result.sites if site.target == "fold" and site.status == "converted"]
+            refused = [site for site in result.sites if site.status == "refused"]
             outcome.sites = sum(not site.site.functional for site in result.sites)
-            outcome.folded = sum(site.target == "fold" for site in result.sites)
-            outcome.affine = sum(site.status == "converted" and site.target != "fold" for site in result.sites)
-            outcome.refused = sum(site.status == "refused" for site in result.sites)
-            unfolded = [site for site in result.sites if site.target != "fold" or site.status != "converted"]
-            refused = [site for site in unfolded if site.status == "refused"]
-            outcome.reasons = dict(Counter(kind(site.reason or "none given") for site in unfolded))
-            outcome.refusals = dict(Counter(kind(site.reason or "none given") for site in refused))
+            outcome.folded, outcome.refused = len(folded), len(refused)
+            outcome.affine = result.counts["converted"] - len(folded)
+            outcome.reasons = dict(Counter(kind(site.reason) for site in result.sites if site not in folded))
+            outcome.refusals = dict(Counter(kind(site.reason) for site in refused))
         del result, outputs, seen
-    converted = ns.convert(model, to="gn", example_inputs=inputs, check=False, verdict=False).model
-    found = dict(leaves(call(converted, inputs)))
+    found = called(ns.convert(model, to="gn", example_inputs=inputs, check=False, verdict=False).model, inputs)
     if found.keys() != expected[0].keys() or any(found[p].dim() != t.dim() for p, t in expected[0].items()):
         outcome.failure = "gn gives outputs of another structure"
 
 
-def _verdict(outcome: Outcome, sorts: bool, degenerate: bool) -> str | None:
-    """What a network fails of. Outputs that are sorted by score may change order where scores are equal up to rounding;
-    then what comes out at the batch norms decides, and a note says so."""
+def _failure(outcome: Outcome, sorts: bool, degenerate: bool) -> str | None:
+    """Why a network fails, or None.
+
+    Outputs that are sorted by score may change order if scores are equal up to rounding; then what comes out at the
+    batch norms decides, and a note says so.
+    """
     if outcome.sites != outcome.batch_norms:
         return f"{outcome.sites} sites for {outcome.batch_norms} batch norms"
     if outcome.folded < FOLDS.get(outcome.name, 0):
@@ -341,156 +324,97 @@ def _verdict(outcome: Outcome, sorts: bool, degenerate: bool) -> str | None:
     return None
 
 
-def kind(reason: str) -> str:
-    """A reason without the names of one model's layers."""
-    reason = reason.removeprefix("not folded: ")
-    for mark in (
-        "is also read by",
-        "is also read directly",
-        "is parametrized",
-        "is not linear in its weight",
-        "shares its parameters",
-        "not always for this norm",
-        "not reached",
-        "channels",
-        "holds running statistics",
-    ):
-        if mark in reason:
-            return mark
-    return " ".join(reason.split()[:2]) if "follows" in reason else reason[:80]
-
-
-def _work(connection: Any, name: str, original_only: bool) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    connection.send(examine(name, original_only))
-
-
-def in_process(name: str, original_only: bool) -> Outcome:
-    """``examine`` in a process of its own, which is ended when its time is over."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(sender, name, original_only), daemon=True)
-    process.start()
-    sender.close()
+def _in_a_process(name: str, original_only: bool) -> Outcome:
     try:
-        outcome = receiver.recv() if receiver.poll(SECONDS) else Outcome(name, failure=f"took more than {SECONDS} s")
-    except EOFError:
-        process.join()
-        outcome = Outcome(name, failure=f"the process ended with {process.exitcode} (out of memory?)")
-    process.kill()
-    process.join()
-    return outcome
-
-
-def read(file: Path | None) -> dict[str, Outcome]:
-    """The outcomes of earlier runs, by network; failures are to be tried again."""
-    lines = file.read_text().splitlines() if file is not None and file.exists() else []
-    found = [Outcome(**json.loads(line)) for line in lines if line.endswith("}")]  # the last may be half written
-    return {outcome.name: outcome for outcome in found if outcome.failure is None}
+        return in_a_process(examine, name, original_only, limit=SECONDS)
+    except RuntimeError as error:
+        return Outcome(name, failure=str(error))
 
 
 def run(names: list[str], processes: int, original_only: bool, file: Path | None = None) -> list[Outcome]:
-    """All outcomes, in the order of the names; those that ``file`` has are not run again, new ones go into it."""
-    outcomes = read(file)
+    """All outcomes, in the order of the names; those that ``file`` has are not run again, but for failures."""
+    known = [Outcome(**record) for record in records(file)]
+    outcomes = {outcome.name: outcome for outcome in known if outcome.failure is None}
     todo = [name for name in names if name not in outcomes]
     with ThreadPoolExecutor(processes) as pool:
-        for number, outcome in enumerate(pool.map(in_process, todo, [original_only] * len(todo)), 1):
+        found = pool.map(partial(_in_a_process, original_only=original_only), todo)
+        for number, outcome in enumerate(found, 1):
             outcomes[outcome.name] = outcome
-            if file is not None:
-                with file.open("a") as stream:
-                    stream.write("\n" + json.dumps(asdict(outcome)))
-            counted = f"{outcome.batch_norms} batch norms" if original_only else f"of {outcome.batch_norms} folded"
-            told = outcome.failure or outcome.skipped or (counted if original_only else f"{outcome.folded} {counted}")
-            more = "".join(f"; {note}" for note in outcome.notes)
-            print(
-                f"{number}/{len(todo)} {outcome.name}: {told}{more} ({outcome.seconds:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
+            append(file, asdict(outcome))
+            count = f"{outcome.folded} of {outcome.batch_norms} folded"
+            counted = f"{outcome.batch_norms} batch norms" if original_only else count
+            notes = "; ".join([outcome.failure or outcome.skipped or counted, *outcome.notes])
+            line = f"{number}/{len(todo)} {outcome.name}: {notes} ({outcome.seconds:.0f} s)"
+            print(line, file=sys.stderr, flush=True)
     return [outcomes[name] for name in names]
 
 
 def report(outcomes: list[Outcome], left_out: dict[str, str], chosen: str = "") -> str:
     """The section of docs/coverage.md; ``chosen`` says in words that it is of some networks only."""
-    import torch
-
     done = [o for o in outcomes if o.skipped is None]
-    reasons: Counter[str] = Counter()
-    refusals: Counter[str] = Counter()
-    for outcome in done:
-        reasons.update(outcome.reasons)
-        refusals.update(outcome.refusals)
     skipped = {**left_out, **{o.name: o.skipped for o in outcomes if o.skipped not in (None, "no batch norm")}}
     without = sum(o.skipped == "no batch norm" for o in outcomes)
-    lines = [
-        TITLE,
-        "",
-        f"Made by `make coverage` with torch {torch.__version__.partition('+')[0]}"
-        f"{', of ' + chosen + ' (`--only`)' if chosen else ''}. Do not edit by hand. Random "
-        "weights, statistics and affines, float64, eval mode. Errors are relative to the largest value of each tensor: "
-        "of all outputs, and of what comes out at each batch norm, against the original.",
-        "",
-        f"{len(done)} networks, {sum(o.batch_norms for o in done):,} batch norms: "
-        f"{sum(o.folded for o in done):,} folded, "
-        f"{sum(o.affine for o in done):,} by the affine, {sum(o.refused for o in done):,} refused; "
-        f"**{sum(o.failure is not None for o in done)} failures**. {without} more networks have no batch norm.",
-        "",
-        "| network | batch norms | sites | folded | affine | refused | error of fold | of affine "
-        "| at the norms | seconds | failure, notes |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for o in done:
-        errors = [f"{o.errors[t]:.0e}" if t in o.errors else "" for t in ("fold", "affine")]
-        at_norms = f"{max(o.at_norms.values()):.0e}" if o.at_norms else ""
-        told = "; ".join([*([f"**{o.failure}**"] if o.failure else []), *o.notes]).replace("|", "/")
-        lines.append(
-            f"| {o.name} | {o.batch_norms} | {o.sites} | {o.folded} | {o.affine} | {o.refused} | {errors[0]} "
-            f"| {errors[1]} | {at_norms} | {o.seconds:.0f} | {told} |"
+    of = f", of {chosen} (`--only`)" if chosen else ""
+    columns = ("network", "batch norms", "sites", "folded", "affine", "refused", "error of fold", "of affine")
+    columns += ("at the norms", "seconds", "failure, notes")
+    rows = [
+        (
+            *(o.name, o.batch_norms, o.sites, o.folded, o.affine, o.refused),
+            *(f"{o.errors[target]:.0e}" if target in o.errors else "" for target in ("fold", "affine")),
+            f"{max(o.at_norms.values()):.0e}" if o.at_norms else "",
+            round(o.seconds),
+            "; ".join([*([f"**{o.failure}**"] if o.failure else []), *o.notes]),
         )
-    lines += ["", "### Why not folded", "", "| reason | sites |", "|---|---:|"]
-    lines += [f"| {reason} | {n:,} |" for reason, n in reasons.most_common()]
-    lines += ["", "### Refused", "", *([f"- {why}: {n}" for why, n in refusals.most_common()] or ["None."])]
-    lines += ["", "### Left out", "", *([f"- {name}: {why}" for name, why in skipped.items()] or ["Nothing."])]
-    return "\n".join(lines) + "\n"
+        for o in done
+    ]
+    return f"""## Beyond timm
 
+Made by `make coverage` with torch {torch.__version__.partition("+")[0]}{of}. Do not edit by hand. Random weights, \
+statistics and affines, float64, eval mode. Errors are relative to the largest value of each tensor: of all outputs, \
+and of what comes out at each batch norm, against the original.
 
-def put_section(path: Path, section: str) -> None:
-    """Write the section between its markers, and nothing else; at the end of a file that has none yet."""
-    text = path.read_text() if path.exists() else ""
-    before, start, rest = text.partition(START)
-    if not start and TITLE in before:  # a section from before there were markers
-        before = before.partition(TITLE)[0]
-    after = rest.partition(END)[2]
-    path.write_text(f"{before.rstrip()}\n\n{START}\n{section}{END}{after or chr(10)}")
+{len(done)} networks, {sum(o.batch_norms for o in done):,} batch norms: {sum(o.folded for o in done):,} folded, \
+{sum(o.affine for o in done):,} by the affine, {sum(o.refused for o in done):,} refused; \
+**{sum(o.failure is not None for o in done)} failures**. {without} more networks have no batch norm.
+
+{table(columns, rows, texts=(0, 10))}
+
+### Why not folded
+
+{coverage_report.reasons(total(o.reasons for o in done))}
+
+### Refused
+
+{listed(total(o.refusals for o in done).most_common())}
+
+### Left out
+
+{listed(skipped.items())}"""
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["*"], help="names of networks, as package.name with * and ?")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--results", type=Path, default=None, help="a file of outcomes: what it has is not run again")
-    parser.add_argument("--original", action="store_true", help="make and call the originals, convert nothing")
-    parser.add_argument("--list", action="store_true", help="print the names only")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--only", nargs="+", default=["*"], help="names of networks, as package.name with * and ?")
+    arguments.add_argument("--processes", type=int, default=2)
+    arguments.add_argument("--output", type=Path, default=None)
+    arguments.add_argument("--results", type=Path, default=None, help="a file of outcomes: they are not run again")
+    arguments.add_argument("--original", action="store_true", help="make and call the originals, convert nothing")
+    arguments.add_argument("--list", action="store_true", help="print the names only")
+    options = arguments.parse_args()
     everything = networks()
-    listed = {n: network for n, network in everything.items() if any(fnmatchcase(n, glob) for glob in options.only)}
-    names = [name for name, network in listed.items() if isinstance(network, Network)]
+    chosen = {n: network for n, network in everything.items() if any(fnmatchcase(n, glob) for glob in options.only)}
+    names = [name for name, network in chosen.items() if isinstance(network, Network)]
     if options.list:
         print("\n".join(names))
         return 0
     outcomes = run(names, options.processes, options.original, options.results)
-    chosen = f"{len(listed)} of the {len(everything)} networks that it knows" if len(listed) < len(everything) else ""
-    text = report(outcomes, {name: why for name, why in listed.items() if isinstance(why, str)}, chosen)
+    some = f"{len(chosen)} of the {len(everything)} networks that it knows" if len(chosen) < len(everything) else ""
+    text = report(outcomes, {name: why for name, why in chosen.items() if isinstance(why, str)}, some)
     if options.output is None or options.original:
         print(text)
     else:
-        put_section(options.output, text)
+        coverage_report.write(options.output, beyond=text)
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 

@@ -1,4 +1,4 @@
-"""What the Hessian's trace of every layer costs, beside PyHessian's one trace of the whole network.
+"""What the Hessian's trace of every layer costs, next to PyHessian's one trace of the whole network.
 
     pip install pyhessian
     OMP_NUM_THREADS=1 python benchmarks/hessian.py [--model resnet18] [--size 64] [--batch 8] [--probes 8] [--repeats 5]
@@ -8,33 +8,32 @@ Both take the same network in eval mode, the same batch and labels, and as many 
 parameter tensor, against ``pyhessian.hessian(...).trace(maxIter=probes, tol=-inf)``, one number a probe for the whole
 network (with tol=0 it stops after the second probe wherever the running trace is negative). Each repeat times both, in
 alternating order, whole calls from the model and the batch to the figures; the medians, and the median of the repeats'
-ratios, are printed. The two totals are printed beside each other, as a check.
+ratios, are printed. The two totals are printed next to each other, as a check.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
+from measuring import alternating, parser
 from pyhessian import hessian
 
 from normsurgeon.analysis.sensitivity.measure import measure_sensitivity
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--probes", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="resnet18")
+    arguments.add_argument("--size", type=int, default=64)
+    arguments.add_argument("--batch", type=int, default=8)
+    arguments.add_argument("--probes", type=int, default=8)
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = arguments.parse_args()
 
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval().to(options.device)
@@ -55,15 +54,11 @@ def main() -> None:
         model.zero_grad(set_to_none=True)  # its graph hangs on the gradients
         return traces.mean().item(), (traces.std() / len(traces) ** 0.5).item()
 
-    contenders: dict[str, Callable[[], tuple[float, float]]] = {"normsurgeon": ours, "PyHessian": theirs}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     figures: dict[str, tuple[float, float]] = {}
-    for repeat in range(options.repeats + 1):
-        for name in sorted(contenders, reverse=repeat % 2 == 1):
-            start = time.perf_counter()
-            figures[name] = contenders[name]()
-            if repeat:  # the first round pays for imports and allocation
-                seconds[name].append(time.perf_counter() - start)
+    peers = {"normsurgeon": ours, "PyHessian": theirs}
+    seconds = alternating(
+        options.repeats, {name: partial(lambda n, f: figures.update({n: f()}), name, f) for name, f in peers.items()}
+    )
     for name, spent in seconds.items():
         total, error = figures[name]
         times = " ".join(f"{each:.2f}" for each in spent)

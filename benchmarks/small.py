@@ -9,11 +9,11 @@ table of accuracies on the held-out images.
 
 from __future__ import annotations
 
-import argparse
 import time
 
 import timm
 import torch
+from measuring import head, parser, row
 from torch import nn
 
 import normsurgeon as ns
@@ -35,13 +35,24 @@ def top1(model: nn.Module, test: ImageSource) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits,fashion-mnist")
-    parser.add_argument("--models", default="test_resnet,test_efficientnet")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print("| data | network | BN | to | plain swap | converted | calibrated | recovered | updates | seconds |")
-    print("|---|---|---:|---|---:|---:|---:|---:|---:|---:|", flush=True)
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", default="digits,fashion-mnist")
+    arguments.add_argument("--models", default="test_resnet,test_efficientnet")
+    arguments.add_argument("--seed", type=int, default=0)
+    options = arguments.parse_args()
+    columns = (
+        "data",
+        "network",
+        "BN",
+        "to",
+        "plain swap",
+        "converted",
+        "calibrated",
+        "recovered",
+        "updates",
+        "seconds",
+    )
+    print(head(columns, texts=(0, 1, 3)), flush=True)
     for data in options.data.split(","):
         train, test = open_source(data, split="train"), open_source(data, split="test")
         for name in options.models.split(","):
@@ -52,17 +63,13 @@ def main() -> None:
             for target in ("gn", "ln"):
                 begin = time.perf_counter()
                 result = ns.convert(original, to=target)
-                row = [
-                    top1(original, test),
-                    target,
-                    top1(ns.plain_swap(original, target), test),
-                    top1(result.model, test),
-                ]
-                ns.calibrate(result, train, max_images=512)
-                row.append(top1(result.model, test))
+                swapped = top1(ns.plain_swap(original, target), test)
+                cells = [data, name, top1(original, test), target, swapped, top1(result.model, test)]
+                ns.calibrate_(result, train, max_images=512)
+                cells.append(top1(result.model, test))
                 tuned = ns.finetune(result, train, steps=UPDATES[data] // 10, lr=5e-4, **common)
-                row += [top1(tuned.model, test), f"{tuned.steps} of {UPDATES[data]}"]
-                print(f"| {data} | {name} | {' | '.join(row)} | {time.perf_counter() - begin:.0f} |", flush=True)
+                cells += [top1(tuned.model, test), f"{UPDATES[data] // 10} of {UPDATES[data]}"]
+                print(row([*cells, f"{time.perf_counter() - begin:.0f}"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ shows what is done. Weights and images: ../shared/data/cifar10; ``lite0`` is the
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 import time
@@ -22,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from measuring import parser
 from training import adaptation, cifar, defaults, federated, private, supervised
 from training.cells import Cell, far_behind, product, read, table, write
 from training.starts import STARTS
@@ -68,19 +68,21 @@ RUN = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=sorted(RUN))
-    parser.add_argument("--network", default="resnet20", choices=cifar.NETWORKS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--setting", default="*", help="only the settings that match, such as 'epsilon 3*'")
-    parser.add_argument("--domain", default="*", help="only the domains that match")
-    parser.add_argument("--start", action="append", help="only this start; may be repeated")
-    parser.add_argument("--lr", type=float, action="append", help="only this learning rate; may be repeated")
-    parser.add_argument("--prune", type=float, default=0.05, help="how far behind a rate is left out; default: 0.05")
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--results", type=Path, default=Path("trainability"))
-    parser.add_argument("--against", help="the start that others are compared with; default: bn, of private opacus fix")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("part", choices=sorted(RUN))
+    arguments.add_argument("--network", default="resnet20", choices=cifar.NETWORKS)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--setting", default="*", help="only the settings that match, such as 'epsilon 3*'")
+    arguments.add_argument("--domain", default="*", help="only the domains that match")
+    arguments.add_argument("--start", action="append", help="only this start; may be repeated")
+    arguments.add_argument("--lr", type=float, action="append", help="only this learning rate; may be repeated")
+    arguments.add_argument("--prune", type=float, default=0.05, help="how far behind a rate is left out; default: 0.05")
+    arguments.add_argument("--minutes", type=float, default=60.0)
+    arguments.add_argument("--results", type=Path, default=Path("trainability"))
+    arguments.add_argument(
+        "--against", help="the start that others are compared with; default: bn, of private opacus fix"
+    )
+    options = arguments.parse_args()
     if not cifar.available():
         print(f"no networks at {cifar.FOLDER}: this benchmark needs the CIFAR sample", file=sys.stderr)
         return 1

@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.errors import NormSurgeonError, ProcessError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """What this process does inside, it does by itself: all of the images, and nobody waited for.
+    """Inside, this process works by itself: on all of the images, and without waiting for the others.
 
     For a training loop in which one process alone evaluates.
 
@@ -151,21 +152,21 @@ def _exchange(value: Any, error: Exception | None) -> list[Any]:
     import torch.distributed as dist
 
     shard = own_shard()
-    told = None
+    failure = None
     if error is not None:
         known = type(error) if isinstance(error, NormSurgeonError) else None
-        told = known, str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        failure = known, str(error) if known else one_line(error, limit=10_000)
     found: list[Any] = [None] * shard.world
     try:
-        dist.all_gather_object(found, (value, told), group=_group())
+        dist.all_gather_object(found, (value, failure), group=_group())
     except RuntimeError as lost:
-        reason = " ".join(str(lost).split())[:140]
+        reason = one_line(lost, kind=False)
         raise _share(
             ProcessError(f"the processes cannot reach one another ({reason}); if one has ended, its message says why")
         ) from lost
-    for rank, (_, failure) in enumerate(found):
-        if failure is not None:
-            known, text = failure
+    for rank, (_, theirs) in enumerate(found):
+        if theirs is not None:
+            known, text = theirs
             raise _share(known(text) if known else ProcessError(f"process {rank} of {shard.world} failed: {text}"))
     return [value for value, _ in found]
 

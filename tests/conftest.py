@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -48,6 +49,8 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
 
 class ConvNet(nn.Module):
     """A small network with a foldable norm, one whose producer is read twice, and one after an addition."""
+
+    pretrained_cfg: ClassVar = {"input_size": (3, 32, 32)}  # images as large as ImageNet's would only take time
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.analysis import fused, moments
+from normsurgeon.inference import fused, moments
 from normsurgeon.norms.targets import auto_groups
 
 STATISTICS = ["statistics"]

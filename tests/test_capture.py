@@ -10,7 +10,7 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.analysis.capture import captured
-from normsurgeon.analysis.layers import choose_layers
+from normsurgeon.analysis.choosing import choose_layers
 
 STATISTICS = ["statistics"]
 

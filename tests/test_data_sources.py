@@ -169,7 +169,7 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
         (
             ["a", "b", "c"],
             2,
-            r"^here holds 3 class folders and the network tells 2 classes apart; .*num_classes=3$",
+            r"^here holds 3 class folders and the network has 2 classes; .*num_classes=3$",
         ),
     ],
 )

@@ -161,10 +161,10 @@ def test_nothing_to_score_is_an_error(small, tmp_path):
         evaluate(small, [])
 
 
-def test_max_images_takes_some_and_progress_is_told(small, folder, made):
-    told = []
-    found = evaluate(small, folder, max_images=4, batch_size=3, on_progress=lambda *args: told.append(args))
-    assert (found.images, told) == (4, [(3, 4), (4, 4)])
+def test_max_images_takes_some_and_progress_is_reported(small, folder, made):
+    seen = []
+    found = evaluate(small, folder, max_images=4, batch_size=3, on_progress=seen.append)
+    assert (found.images, [(progress.done, progress.total) for progress in seen]) == (4, [(3, 4), (4, 4)])
     assert evaluate(Given(), batches_of(*made), max_images=10).images == 10
 
 
@@ -221,7 +221,7 @@ def test_data_that_is_no_data_is_refused(small, folder):
         evaluate(small, [("a", "b")])
     with pytest.raises(DataError, match="some batches have labels and others have none"):
         evaluate(Given(), [(torch.rand(2, 9, 1, 1), torch.tensor([0, 1])), (torch.rand(2, 9, 1, 1), None)])
-    with pytest.raises(DataError, match="holds 3 class folders and the network tells 2 classes apart"):
+    with pytest.raises(DataError, match="holds 3 class folders and the network has 2 classes"):
         evaluate(timm.create_model("test_resnet", num_classes=2), folder)
 
 

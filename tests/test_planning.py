@@ -40,7 +40,7 @@ def test_planning_and_printing_leave_the_model_alone(convnet):
     before = {k: v.clone() for k, v in convnet.state_dict().items()}
     text = str(ns.plan(convnet, to="gn"))
     assert text.splitlines()[0] == "ConvNet → gn: 3 converted, 0 kept, 0 refused"
-    assert text.splitlines()[2].split()[:8] == ["bn1", "BatchNorm2d", "32", "converted", "gn", "2", "fold"]
+    assert text.splitlines()[4].split()[:8] == ["bn1", "BatchNorm2d", "32", "converted", "gn", "2", "fold"]
     assert all(torch.equal(v, before[k]) for k, v in convnet.state_dict().items())
 
 
@@ -205,10 +205,36 @@ def test_a_notebook_shows_a_plan_and_a_conversion_as_the_same_table():
     model = ConvNet()
     made = ns.plan(model, to="gn", keep=["bn1"], name="<b>net</b>")
     shown = made._repr_html_()
-    assert shown.startswith(
-        "<details open><summary>&lt;b&gt;net&lt;/b&gt; → gn: 2 converted, 1 kept, 0 refused</summary>"
-    )
-    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall("<tr>(.*?)</tr>", shown)[1:]]
+    assert "<b>&lt;b&gt;net&lt;/b&gt; → gn: 2 converted, 1 kept, 0 refused</b>" in shown
+    assert "<b>net" not in shown
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in re.findall("<tr>(.*?)</tr>", shown)[1:]]
     assert [row[0] for row in rows] == [decision.name for decision in made.decisions]
     assert [row[3] for row in rows] == [decision.status for decision in made.decisions]
-    assert ns.convert(model, made)._repr_html_() == shown
+    converted = ns.convert(model, made)
+    table = shown[shown.index("<table") : shown.index("</table>")]
+    assert table in converted._repr_html_()
+    assert str(converted.check) in converted._repr_html_()
+
+
+def test_printing_shows_the_summary_and_a_row_for_each_site():
+    plan = ns.plan(ConvNet(), to="gn", keep=["bn1"])
+    lines = str(plan).splitlines()
+    assert lines[0] == plan.summary == "ConvNet → gn: 2 converted, 1 kept, 0 refused"
+    rows = [line.split() for line in lines if line.startswith("bn")]
+    assert [(row[0], row[3]) for row in rows] == [("bn1", "kept"), ("bn2", "converted"), ("bn3", "converted")]
+
+
+def test_an_inventory_holds_a_record_for_each_layer_and_shows_them_as_a_table():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8))
+    found = ns.inspect(model, name="net", example_inputs=torch.zeros(1, 3, 8, 8))
+    batch_norm, group_norm = found.sites
+    assert (batch_norm.name, batch_norm.producer, batch_norm.foldable, batch_norm.groups) == ("1", "0", True, None)
+    assert (group_norm.class_name, group_norm.channels, group_norm.groups, group_norm.foldable) == (
+        "GroupNorm",
+        8,
+        2,
+        None,
+    )
+    assert [site["class"] for site in found.to_dict()["sites"]] == ["BatchNorm2d", "GroupNorm"]
+    assert str(found).startswith("Norm layers: net, 1 BatchNorm, 1 GroupNorm\n")
+    assert re.search(r"^1 +BatchNorm2d +8 +8×6×6 +0 +yes$", str(found), re.MULTILINE)

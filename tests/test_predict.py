@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon._util.progress import Progress
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.predict import predict
 
@@ -174,15 +175,15 @@ def test_the_model_comes_back_as_it_was_also_after_an_error(photos):
     assert [module.training for module in model.modules()] == before
     assert torch.equal(model.bn1.running_mean, mean)
     with pytest.raises(RuntimeError, match="stop"):
-        predict(model, photos, on_progress=lambda done, total: (_ for _ in ()).throw(RuntimeError("stop")))
+        predict(model, photos, on_progress=lambda progress: (_ for _ in ()).throw(RuntimeError("stop")))
     assert [module.training for module in model.modules()] == before
 
 
 def test_progress_counts_every_image_the_unreadable_ones_too(small, photos):
     (photos / "5.jpg").write_bytes(b"no image")
-    told: list[tuple[int, int | None]] = []
-    predict(small, photos, batch_size=3, on_progress=lambda *args: told.append(args))
-    assert told == [(3, 4), (4, 4)]
+    seen: list[Progress] = []
+    predict(small, photos, batch_size=3, on_progress=seen.append)
+    assert [(progress.done, progress.total) for progress in seen] == [(3, 4), (4, 4)]
 
 
 def test_a_network_in_another_precision_is_given_images_in_it(photos):
@@ -231,7 +232,7 @@ def test_class_folders_that_cannot_name_the_head_are_an_error(small, photos, tmp
     with pytest.raises(DataError, match="more holds no folders; give the folder that holds a folder for each class"):
         predict(small, photos, classes=photos / "more")
     three = class_tree(tmp_path, ["a", "b", "c"])
-    with pytest.raises(DataError, match="holds 3 class folders and the network tells 7 classes apart; try the folder"):
+    with pytest.raises(DataError, match="holds 3 class folders and the network has 7 classes; try the folder"):
         predict(small, photos, classes=three)
     splits = class_tree(tmp_path / "set", ["train", "val"])
     with pytest.raises(DataError, match=r"are splits, not classes; try .*train"):

@@ -27,7 +27,7 @@ def test_the_callers_model_is_never_touched(convnet):
     before = copy.deepcopy(convnet.state_dict())
     modules = dict(convnet.named_modules())
     for target in ns.TARGETS:
-        ns.convert(convnet, to=target)
+        ns.convert(convnet, to=target, example_inputs=torch.zeros(2, 3, 8, 8))
     assert dict(convnet.named_modules()) == modules
     assert list(convnet.state_dict()) == list(before)
     assert all(torch.equal(v, before[k]) for k, v in convnet.state_dict().items())
@@ -114,7 +114,7 @@ def test_shared_norms_keep_the_function_exactly():
     torch.testing.assert_close(ns.convert(model, to="affine").model(x), model(x))
 
 
-def test_converted_models_train_copy_and_compile():
+def test_converted_models_train_and_copy():
     torch.manual_seed(0)
     model = ns.convert(timm.create_model("test_resnet"), to="gn").model.train()
     x = torch.randn(2, 3, 160, 160)
@@ -240,15 +240,10 @@ def test_as_graph_gives_a_graph_module_of_the_same_function():
 def test_softening_moves_every_target_towards_the_fixed_affine():
     model = randomise_(ConvNet()).double().eval()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    expected = model.bn1(model.conv1(x))
     for target in ("gn", "ln", "rms", "ln2d", "in"):
-        gaps = [
-            (
-                ns.convert(model, to=target, eps=eps).model.bn1(ns.convert(model, to=target, eps=eps).model.conv1(x))
-                - model.bn1(model.conv1(x))
-            )
-            .square()
-            .mean()
-            .item()
-            for eps in (1e-3, 1e6)
-        ]
+        gaps = []
+        for eps in (1e-3, 1e6):
+            converted = ns.convert(model, to=target, eps=eps, verdict=False).model
+            gaps.append((converted.bn1(converted.conv1(x)) - expected).square().mean().item())
         assert gaps[1] <= gaps[0], target

@@ -46,10 +46,10 @@ def test_where_all_vectors_fit_the_effective_rank_is_that_of_the_full_covariance
 def test_the_sample_of_vectors_does_not_depend_on_the_batches(sizes):
     x = torch.randn(sum(sizes), 300, 70, generator=torch.Generator().manual_seed(1))
     whole, parts = VectorSample(300), VectorSample(300)
-    whole.add(x, 0)
+    whole.update(x, 0)
     first = 0
     for chunk in x.split(sizes):
-        parts.add(chunk, first)
+        parts.update(chunk, first)
         first += len(chunk)
     a, b = np.argsort(whole.priorities), np.argsort(parts.priorities)
     np.testing.assert_array_equal(whole.vectors[a], parts.vectors[b])
@@ -62,7 +62,7 @@ def test_the_sample_is_uniform_over_images_and_positions():
         x = torch.stack([torch.arange(400.0).view(40, 10)] * 256, 1)  # every vector says where it comes from
         sample = VectorSample(256, seed)
         sample.capacity = 50
-        sample.add(x, 0)
+        sample.update(x, 0)
         for value in sample.vectors[:, 0]:
             counts[divmod(int(value), 10)] += 1
     expected = counts.sum() / counts.size

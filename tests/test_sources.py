@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import normsurgeon as ns
-from normsurgeon.norms.batchnorm import eval_affine, is_batch_norm, read, why_unreadable
+from normsurgeon.norms.batchnorm import is_batch_norm, read, why_unreadable
 
 
 class Plain(nn.BatchNorm2d):
@@ -93,9 +93,9 @@ def test_inplace_abn_is_read_with_its_activation(act, function):
     """The compiled inplace_abn package is not needed to convert away from it."""
     norm = randomise_(InplaceAbn(8, act_layer=act)).double().eval()
     model = nn.Sequential(nn.Conv2d(3, 8, 1).double(), norm)
-    scale, shift = eval_affine(read(norm))
+    fixed = read(norm).fixed
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    expected = function(model[0](x) * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1))
+    expected = function(model[0](x) * fixed.scale.view(1, -1, 1, 1) + fixed.shift.view(1, -1, 1, 1))
     result = ns.convert(model, to="affine")
     torch.testing.assert_close(result.model(x), expected)
 

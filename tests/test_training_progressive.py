@@ -99,7 +99,8 @@ def test_a_channel_whose_gamma_is_zero_stays_its_beta(convnet):
     ],
 )
 def test_the_change_of_a_producer_is_read_off_its_weights(layer):
-    from normsurgeon.surgery.whitening import Affine, fold_
+    from normsurgeon.norms.affine import Affine
+    from normsurgeon.surgery.whitening import fold_
 
     layer = layer.double()
     changed = copy.deepcopy(layer)
@@ -143,7 +144,7 @@ def test_a_progressive_run_starts_as_the_original_and_leaves_plain_layers_that_l
         device="cpu",
         output=tmp_path / "run",
     )
-    first, last = tuned.history.steps[0], tuned.history.steps[-1]
+    first, last = tuned.history[-1].curves.steps[0], tuned.history[-1].curves.steps[-1]
     assert first["blend"] == 0
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert first["features"] == pytest.approx(0, abs=1e-6)
@@ -152,6 +153,6 @@ def test_a_progressive_run_starts_as_the_original_and_leaves_plain_layers_that_l
     classes = [type(m) for m in tuned.model.modules()]
     assert Blend not in classes
     assert classes == [type(m) for m in result.model.modules()]
-    loaded = ns.load(tuned.path, model=convnet)
+    loaded = ns.load(tuned.history[-1].path, model=convnet)
     x = digits_like(size=16)
     assert torch.equal(loaded(x), tuned.model.eval()(x))

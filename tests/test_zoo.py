@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from families import SMALLEST
 
 from normsurgeon.surgery.convert import Conversion
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "zoo.py"
-spec = importlib.util.spec_from_file_location("zoo", SCRIPT)
-zoo = importlib.util.module_from_spec(spec)
-sys.modules["zoo"] = zoo  # dataclasses look their module up
-spec.loader.exec_module(zoo)
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import zoo
 
 
 @pytest.mark.parametrize("family", SMALLEST)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
+
+from measuring import append, records
+from measuring import table as markdown
 
 from normsurgeon._util.estimates import Estimate, estimate, paired
 
@@ -30,23 +31,12 @@ class Cell:
 
 def read(file: Path) -> dict[Cell, float]:
     """The accuracies of the runs that are done."""
-    done = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:  # half written, when a run was stopped
-            continue
-        done[Cell(**found["cell"])] = found["top1"]
-    return done
+    return {Cell(**record["cell"]): record["top1"] for record in records(file)}
 
 
 def write(file: Path, cell: Cell, top1: float, seconds: float) -> None:
-    """Append one run, on a line of its own also behind one that is half written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    whole = not file.exists() or file.read_bytes()[-1:] in (b"", b"\n")
-    with file.open("a") as stream:
-        stream.write("" if whole else "\n")
-        stream.write(json.dumps({"cell": asdict(cell), "top1": top1, "seconds": round(seconds, 1)}) + "\n")
+    """Append one run."""
+    append(file, {"cell": asdict(cell), "top1": top1, "seconds": round(seconds, 1)})
 
 
 def far_behind(cell: Cell, done: dict[Cell, float], margin: float) -> bool:
@@ -55,66 +45,36 @@ def far_behind(cell: Cell, done: dict[Cell, float], margin: float) -> bool:
     return cell.seed > 0 and cell.lr in first and first[cell.lr] < max(first.values()) - margin
 
 
+Runs = dict[float, dict[int, float]]
+"""The accuracies of one start, by learning rate and seed."""
+
+
 def table(done: dict[Cell, float], reference: str) -> str:
     """Markdown: for each setting and start its best learning rate, the accuracy there, its difference from
     ``reference``'s over the same seeds, the rates that are about as good, and all of them."""
-    lines = []
-    groups: dict[tuple[str, ...], dict[str, dict[float, dict[int, float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(dict))
-    )
+    groups: dict[tuple[str, ...], dict[str, Runs]] = {}
     for cell, top1 in done.items():
-        groups[cell.part, cell.network, cell.domain, cell.setting][cell.start][cell.lr][cell.seed] = top1
-    for group, starts in groups.items():
-        rates = sorted({lr for by_rate in starts.values() for lr in by_rate})
-        lines += ["", f"**{', '.join(group)}**", ""]
-        lines += [
-            f"| start | best rate | top-1 there | against {reference} | within 2 points | {_row(map(_rate, rates))}"
-        ]
-        lines += ["|---|---:|---:|---:|---|" + "---:|" * len(rates)]
-        best = {start: _best(by_rate) for start, by_rate in starts.items()}
-        for start, by_rate in starts.items():
-            means = [_mean(by_rate[lr].values()) if lr in by_rate else math.nan for lr in rates]
-            close = [_rate(lr) for lr, mean in zip(rates, means, strict=True) if mean >= max(means) - CLOSE]
-            lines.append(
-                f"| {start} | {_rate(best[start])} | {_percent(estimate(_by_seed(by_rate, best[start])))} "
-                f"| {_against(by_rate, best, start, starts, reference)} | {' '.join(close)} "
-                f"| {_row('–' if math.isnan(mean) else f'{100 * mean:.1f}' for mean in means)}"
-            )
-    return "\n".join(lines)
+        starts = groups.setdefault((cell.part, cell.network, cell.domain, cell.setting), {})
+        starts.setdefault(cell.start, {}).setdefault(cell.lr, {})[cell.seed] = top1
+    return "\n".join(f"\n**{', '.join(group)}**\n\n{_table(starts, reference)}" for group, starts in groups.items())
 
 
-def _row(texts: Iterable[str]) -> str:
-    return " | ".join(texts) + " |"
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def _best(by_rate: dict[float, dict[int, float]]) -> float:
-    return max(sorted(by_rate), key=lambda lr: _mean(by_rate[lr].values()))
-
-
-def _by_seed(by_rate: dict[float, dict[int, float]], lr: float) -> list[float]:
-    return [by_rate[lr][seed] for seed in sorted(by_rate[lr])]
-
-
-def _against(
-    by_rate: dict[float, dict[int, float]],
-    best: dict[str, float],
-    start: str,
-    starts: dict[str, dict[float, dict[int, float]]],
-    reference: str,
-) -> str:
-    if start == reference or reference not in starts:
-        return ""
-    own, other = by_rate[best[start]], starts[reference][best[reference]]
-    return _percent(paired([own[seed] - other[seed] for seed in sorted(set(own) & set(other))]), sign="+")
-
-
-def _rate(lr: float) -> str:
-    return f"{lr:g}"
+def _table(starts: dict[str, Runs], reference: str) -> str:
+    rates = sorted({lr for runs in starts.values() for lr in runs})
+    means = {start: {lr: fmean(runs[lr].values()) for lr in sorted(runs)} for start, runs in starts.items()}
+    best = {start: max(of, key=of.__getitem__) for start, of in means.items()}
+    rows = []
+    for start, runs in starts.items():
+        own, against = runs[best[start]], ""
+        if start != reference and reference in starts:
+            other = starts[reference][best[reference]]
+            against = _percent(paired([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]), "+")
+        close = [f"{lr:g}" for lr, mean in means[start].items() if mean >= means[start][best[start]] - CLOSE]
+        there = _percent(estimate([own[seed] for seed in sorted(own)]))
+        all_rates = (f"{100 * means[start][lr]:.1f}" if lr in runs else "–" for lr in rates)
+        rows.append((start, f"{best[start]:g}", there, against, " ".join(close), *all_rates))
+    columns = ("start", "best rate", "top-1 there", f"against {reference}", "within 2 points")
+    return markdown((*columns, *(f"{lr:g}" for lr in rates)), rows, texts=(0, 4))
 
 
 def _percent(it: Estimate | object, sign: str = "") -> str:

@@ -60,7 +60,7 @@ def available() -> bool:
 def network(name: str) -> nn.Module:
     """A network with its weights, in eval mode; ``lite0`` is an ImageNet network, EfficientNet-Lite0."""
     if name == "lite0":
-        from normsurgeon import demo
+        from normsurgeon.models import demo
 
         return demo.network()
     from safetensors.torch import load_file

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from normsurgeon.data.demo_images import photographs
+from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon.data.demo_images import UNLIKE_IMAGENET, VIEWS, photographs, views
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.transforms import DataConfig
-from normsurgeon.inference.evaluate import compare_logits
 from normsurgeon.inference.run import classifier_logits
 from normsurgeon.models.checkpoint import save
 from normsurgeon.models.load import load
+from normsurgeon.surgery.agreement import Agreement
 from normsurgeon.surgery.convert import convert
 from normsurgeon.surgery.plain_swap import plain_swap
-
-VIEWS = 12
-"""Views of each photograph: the whole, its centre and its four corners, each also mirrored."""
-
-UNLIKE_IMAGENET = ("hubble_deep_field", "retina")
-"""Pictures of nothing that ImageNet has a class for: any network's answer to them is noise."""
 
 ROWS = ("BatchNorm (original)", "plain swap to gn", "plain swap to ln", "gn", "ln", "rms", "fold")
 
@@ -34,7 +27,7 @@ ROWS = ("BatchNorm (original)", "plain swap to gn", "plain swap to ln", "gn", "l
 class Row:
     """One network of the demo. ``agreement`` and ``kl`` (nats) compare it with the BatchNorm original.
 
-    ``verdict`` is what the conversion itself said of it, without these photographs; None where it was no conversion.
+    ``verdict`` is the conversion's own verdict, without these photographs; None if it was no conversion.
     """
 
     network: str
@@ -55,7 +48,7 @@ class Demonstration:
     output: Path
 
 
-def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Demonstration:
+def demonstrate(output: Path, on_progress: OnProgress = lambda progress: None) -> Demonstration:
     """Convert EfficientNet-Lite0 in several ways, compare each with the original on views of the photographs, and
     write the ``ln`` conversion to ``output``.
 
@@ -71,7 +64,7 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
     answers: list[list[str]] = []
     reference: Tensor | None = None
     for step, label in enumerate(ROWS):
-        on_progress(step, len(ROWS))
+        on_progress(Progress(f"converting and comparing: {label}", step, len(ROWS)))
         started = time.perf_counter()
         network: nn.Module = model
         verdict = None
@@ -87,36 +80,15 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
         with torch.inference_mode():
             logits = torch.cat([classifier_logits(network, batch).double() for batch in images.split(2 * VIEWS)])
         reference = logits if reference is None else reference
-        same, kl = compare_logits(logits, reference)
+        sums = Agreement()
+        sums.update(logits, reference)
+        agreement, kl = sums.compute()
+        assert agreement is not None
+        assert kl is not None
         parameters = sum(p.numel() for p in network.parameters())
-        rows.append(Row(label, same / len(images), max(kl, 0.0) / len(images), parameters, seconds, verdict))
+        rows.append(Row(label, agreement, kl, parameters, seconds, verdict))
         whole = logits[::VIEWS].argmax(1).tolist()
         answers.append([names[i].split(",")[0] for i in whole])
-    on_progress(len(ROWS), len(ROWS))
+    on_progress(Progress("done", len(ROWS), len(ROWS)))
     seen = tuple((file.stem, *(answer[i] for answer in answers)) for i, file in enumerate(files))
     return Demonstration(len(images), tuple(rows), seen, output)
-
-
-def views(files: list[Path], config: DataConfig) -> Tensor:
-    """The photographs as a batch (len(files) · VIEWS, 3, H, W), the whole picture first in each dozen."""
-    transform = config.transform()
-    made = []
-    for file in files:
-        with Image.open(file) as opened:
-            picture = opened.convert("RGB")
-        for view in _crops(picture):
-            made += [transform(view), transform(ImageOps.mirror(view))]
-    return torch.stack(made)
-
-
-def _crops(picture: Image.Image) -> list[Image.Image]:
-    width, height = picture.size
-    w, h = int(0.85 * width), int(0.85 * height)
-    corners = [
-        (0, 0),
-        (width - w, 0),
-        (0, height - h),
-        (width - w, height - h),
-        ((width - w) // 2, (height - h) // 2),
-    ]
-    return [picture, *(picture.crop((x, y, x + w, y + h)) for x, y in corners)]

@@ -30,33 +30,9 @@ def inspect(
     if json:
         print_json(inventory.to_dict())
         return
-    rows = [
-        (
-            site["name"],
-            site["class"],
-            site["channels"],
-            site["groups"],
-            "×".join(map(str, site["input_shape"][1:])) if site["input_shape"] else None,
-            site["producer"],
-            {True: "yes", False: "no", None: None}[site["foldable"]],
-            site["activation"],
-            site["reason"],
-        )
-        for site in inventory.to_dict()["sites"]
-    ]
-    header = (
-        "layer",
-        "class",
-        "channels",
-        "groups",
-        "input",
-        "producer",
-        "foldable",
-        "activation",
-        "why not",
-    )
-    if rows:
-        print_table(header, rows)
+    table = inventory.table
+    if table.rows:
+        print_table([column.title for column in table.columns], table.rows)
     out().print(f"{model}: {inventory.summary()}", markup=False, soft_wrap=True)
     for note in inventory.notes:
         print_message(note)

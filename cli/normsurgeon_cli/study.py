@@ -111,8 +111,8 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     cells = grid.cells()
     possible = [cell for cell in cells if cell not in impossible]
     jobs = jobs or default_jobs("cpu")
-    with progress("timing a few updates") as advance:
-        seconds = estimate_seconds(grid, possible, jobs, lambda step: advance(step.done, step.total))
+    with progress("timing a few updates") as show:
+        seconds = estimate_seconds(grid, possible, jobs, show)
     if json:
         listed = [{**cell.to_dict(), "key": cell.key, "impossible": impossible.get(cell)} for cell in cells]
         print_json({"study": grid.name, "cells": listed, "seconds": seconds, "jobs": jobs})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform
 import time
 from collections.abc import Sequence
@@ -15,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon._util.suggest import suggest
+from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
-from normsurgeon.analysis.layers import KINDS, Layer, choose_layers
 from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
 from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.sensitivity.sweep import sweep_norms
-from normsurgeon.analysis.streaming import Pass, Progress
+from normsurgeon.analysis.streaming import Pass
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
@@ -52,7 +53,7 @@ def analyze(
     device: str | torch.device | None = None,
     workers: int = 0,
     example_inputs: Any = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     name: str | None = None,
     baseline_name: str | None = None,
     command: str | None = None,
@@ -67,14 +68,14 @@ def analyze(
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
     batch_size   images a batch; statistics do not depend on it, debiased CKA is averaged over batches of it
-    max_images   only so many, spread evenly over a data set
+    max_images   only that many, spread evenly over a data set
     sensitivity_images  the first of them that sensitivity is measured with: it needs several passes with gradients
     methods, sweep      which measures of sensitivity, and whether to try other settings of each norm
     seed         of the sample behind the effective rank, of probes and noise
     device       where to run; the models are put back afterwards
-    example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where the first of
-                 them does not tell
-    on_progress  is told what is being done, how much is done, and how much there is (None: not known)
+    example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where that
+                 cannot be known from the first of them
+    on_progress  called with a Progress after each batch
 
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for
     statistics and similarity together; memory does not grow with their number.
@@ -139,8 +140,8 @@ def analyze(
                 versions=_versions(),
                 notes=look.notes(),
             ),
-            statistics=look.statistics.results() if "statistics" in parts else None,
-            baseline_statistics=look.baseline_statistics.results() if "statistics" in parts and baseline else None,
+            statistics=look.statistics.compute() if "statistics" in parts else None,
+            baseline_statistics=look.baseline_statistics.compute() if "statistics" in parts and baseline else None,
             similarity=look.similarity() if "similarity" in parts else None,
             comparison=comparison,
             sensitivity=sensitivity,
@@ -159,22 +160,22 @@ def _sensitivity(
     sweep: bool,
     seed: int,
     parts: tuple[str, ...],
-    progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> tuple[tuple[Sensitivity, ...] | None, tuple[SweepPoint, ...]]:
     if "sensitivity" not in parts:
         return None, ()
     total = sum(len(images) for images, _ in held)
 
-    def tell(method: str, done: int) -> None:
-        if progress is not None:
-            progress(f"sensitivity: {method.replace('_', ' ')}", done, total)
+    def watch(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(Progress(f"sensitivity: {progress.stage.replace('_', ' ')}", progress.done, total))
 
     owners = [layer.name for layer in chosen if next(layer.module.parameters(), None) is not None]
     found = measure_sensitivity(
-        model, held, methods=methods, layers=owners if patterns else None, seed=seed, on_progress=tell
+        model, held, methods=methods, layers=owners if patterns else None, seed=seed, on_progress=watch
     )
     norms = [layer.name for layer in chosen if layer.kind == "norm"]
-    points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=tell) if sweep and norms else ()
+    points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch) if sweep and norms else ()
     return found, points
 
 
@@ -198,9 +199,7 @@ def _check_parts(only: Sequence[str]) -> tuple[str, ...]:
     wanted = (only,) if isinstance(only, str) else tuple(only)
     for part in wanted:
         if part not in PARTS:
-            close = difflib.get_close_matches(str(part), PARTS, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? It takes" if close else "it takes"
-            raise UsageError(f"there is no part {part!r} of an analysis; {hint} any of {', '.join(PARTS)}")
+            raise UsageError(f"there is no part {part!r} of an analysis; {suggest(str(part), PARTS)}")
     if not wanted:
         raise UsageError(f"nothing to analyze: name at least one of {', '.join(PARTS)}")
     return wanted
@@ -217,8 +216,8 @@ def _history(model: nn.Module | Conversion) -> tuple[dict[str, Any], ...]:
     done = [dict(event) for event in origin.history]
     place = next((i for i, event in enumerate(done) if event.get("event") in ("calibrate", "reconstruct")), 0)
     done[place:place] = [_conversion(plan) for plan in origin.plans]
-    if isinstance(model, Conversion):
-        done += [_conversion(model.plan), *map(dict, model.history)]
+    if isinstance(model, Conversion) and model.plan is not None:  # else its origin has the records
+        done += [_conversion(model.plan), *(record.to_dict() for record in model.history)]
     return tuple(done)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from normsurgeon.analysis.layers import Layer
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.inference.hooks import Tap, listening
 
 Receiver = Callable[[Layer, Tensor], None]

@@ -1,4 +1,4 @@
-"""A network beside its baseline, layer by layer: what a surgery changed, and where."""
+"""A network and its baseline, layer by layer: what a surgery changed, and where."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
-from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.records import LayerPair, LayerStatistics, Matrix
 from normsurgeon.analysis.similarity import grid
 from normsurgeon.distributed import gather
@@ -34,7 +34,7 @@ class _Pair:
     squares_baseline_C: Array = field(default_factory=lambda: np.zeros(0))
 
     def merge(self, other: _Pair) -> None:
-        """Take in another process's sums."""
+        """Add another process's sums."""
         for name in vars(other):
             if name != "channels":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -53,7 +53,7 @@ class PairCollector:
     _pairs: dict[str, _Pair] = field(default_factory=dict)
 
     def begin(self, images: int) -> None:
-        """Announce a batch of so many images."""
+        """Begin a batch of that many images."""
         self.images = images
         self._waiting.clear()
 
@@ -90,7 +90,7 @@ class PairCollector:
         pair.squares_baseline_C += b_NC.sum(0).cpu().numpy()
 
     def gather_(self) -> None:
-        """Take in what the other processes compared."""
+        """Add what the other processes compared."""
         mine, *others = gather(self._pairs)
         for pairs in others:
             for name, pair in pairs.items():
@@ -100,7 +100,7 @@ class PairCollector:
                     mine[name] = pair
         self._pairs = mine
 
-    def results(
+    def compute(
         self,
         layers: Sequence[str],
         baseline_layers: Sequence[str],

@@ -7,8 +7,8 @@ from functools import lru_cache
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from normsurgeon.analysis.layers import Layer
-from normsurgeon.norms.families import family_of
+from normsurgeon.analysis.choosing import Layer
+from normsurgeon.norms.families import family_of, width_of
 from normsurgeon.norms.layers import LayerNormC, RmsNormC, RmsNormChw
 
 
@@ -51,7 +51,7 @@ def channel_axis(module: nn.Module, shape: tuple[int, ...]) -> int:
     if own is not None:
         return own
     for inner in reversed(list(module.modules())):
-        axis, width = _own_axis(inner), _width(inner)
+        axis, width = _own_axis(inner), width_of(inner)
         if axis is not None and width == shape[axis]:
             return axis
     return -1 if len(shape) == 3 else 1
@@ -70,11 +70,3 @@ def _own_axis(module: nn.Module) -> int | None:
     if family is None:
         return None
     return 1 if "2d" in type(module).__name__.lower() else -1  # timm: LayerNorm2d, RmsNorm2d; else the last
-
-
-def _width(module: nn.Module) -> int | None:
-    for attribute in ("out_channels", "out_features", "num_features", "num_channels"):
-        if isinstance(getattr(module, attribute, None), int):
-            return int(getattr(module, attribute))
-    shape = getattr(module, "normalized_shape", None)
-    return int(shape[-1]) if shape else None

@@ -1,6 +1,6 @@
 """What stands out in a report, in words: each finding with the number behind it and what one could do about it.
 
-Read off the records alone, by one small function a subject; the thresholds are named beside them.
+Read off the records alone, by one small function a subject; the thresholds are constants.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from normsurgeon.inference.moments import chan
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import RmsNormChw
@@ -51,15 +52,18 @@ def group_view(module: nn.Module) -> GroupView | None:
 
 
 class Fluctuation:
-    """Sums over images, for one site: add batches, merge, read the result."""
+    """Sums over images, for one site.
 
-    def __init__(self, view: GroupView):
+    The rows of ``sums``: mean and squared deviations of the groups' std, the same of their mean, mean of their
+    variance.
+    """
+
+    def __init__(self, view: GroupView, images: int = 0, sums: Array | None = None):
         self.view = view
-        self.images = 0
-        # Rows: mean and squared deviations of the groups' std, the same of their mean, mean of their variance.
-        self.sums: Array = np.zeros((5, view.groups))
+        self.images = images
+        self.sums: Array = np.zeros((5, view.groups)) if sums is None else sums
 
-    def add(self, means_NC: Array, variances_NC: Array) -> None:
+    def update(self, means_NC: Array, variances_NC: Array) -> None:
         """The channels' means and (population) variances in each of N images."""
         view = self.view
         means = (means_NC - view.mean_C) / view.std_C
@@ -73,21 +77,23 @@ class Fluctuation:
         finite = (np.isfinite(variance) & np.isfinite(group_mean)).all(1)
         std, group_mean, variance = np.sqrt(variance[finite]), group_mean[finite], variance[finite]
         if len(std):
-            self.merge(
-                len(std),
-                np.stack([*_moments(std), *_moments(group_mean), variance.mean(0)]),
-            )
+            sums = np.stack([*_moments(std), *_moments(group_mean), variance.mean(0)])
+            self.merge(Fluctuation(view, len(std), sums))
 
-    def merge(self, images: int, sums: Array) -> None:
-        """Take in another part of the stream (Chan's update)."""
-        total = self.images + images
-        merged = self.sums + (sums - self.sums) * images / total
-        for mean, squares in ((0, 1), (2, 3)):
-            apart = np.square(sums[mean] - self.sums[mean]) * self.images * images / total
-            merged[squares] = self.sums[squares] + sums[squares] + apart
-        self.images, self.sums = total, merged
+    def merge(self, other: Fluctuation) -> None:
+        """Add another part of the stream."""
+        n, m, own, others = self.images, other.images, self.sums, other.sums
+        nothing = np.zeros(self.view.groups)
+        self.sums = np.stack(
+            [
+                *chan(n, own[0], own[1], m, others[0], others[1]),
+                *chan(n, own[2], own[3], m, others[2], others[3]),
+                chan(n, own[4], nothing, m, others[4], nothing)[0],
+            ]
+        )
+        self.images = n + m
 
-    def result(self) -> tuple[float | None, float | None]:
+    def compute(self) -> tuple[float | None, float | None]:
         """Mean over groups of: the std's coefficient of variation; the mean's deviation over the root mean variance."""
         if self.images < 2:
             return None, None

@@ -34,7 +34,7 @@ class VectorSample:
     """At most ``capacity`` vectors of ``channels`` values.
 
     >>> sample = VectorSample(3)
-    >>> sample.add(torch.ones(2, 3, 5), first_image=0)
+    >>> sample.update(torch.ones(2, 3, 5), first_image=0)
     >>> sample.vectors.shape
     (10, 3)
     """
@@ -61,14 +61,18 @@ class VectorSample:
         )
         return Offer(image, position, hashes[kept])
 
-    def add(self, x_NCP: Tensor, first_image: int, call: int = 0) -> None:
-        """Choose vectors of a batch and take them in."""
+    def update(self, x_NCP: Tensor, first_image: int, call: int = 0) -> None:
+        """Choose vectors of a batch and add them."""
         offer = self.choose(x_NCP.shape[0], x_NCP.shape[2], first_image, call)
         picked = x_NCP[torch.from_numpy(offer.image), :, torch.from_numpy(offer.position)]
-        self.merge(picked.float().numpy(), offer.priorities)
+        self.take(picked.float().numpy(), offer.priorities)
 
-    def merge(self, vectors: NDArray[np.float32], priorities: NDArray[np.uint64]) -> None:
-        """Take other vectors in, with the priorities that they were offered at."""
+    def merge(self, other: VectorSample) -> None:
+        """Add another process's vectors."""
+        self.take(other.vectors, other.priorities)
+
+    def take(self, vectors: NDArray[np.float32], priorities: NDArray[np.uint64]) -> None:
+        """Add vectors with the priorities that they were offered at."""
         together = np.concatenate([self.priorities, priorities])
         if len(together) <= self.capacity:
             self.vectors, self.priorities = np.concatenate([self.vectors, vectors]), together
@@ -83,7 +87,7 @@ class VectorSample:
             self.priorities = np.concatenate([self.priorities, priorities[taken[:room]]])
         self.vectors[given_up], self.priorities[given_up] = vectors[taken[room:]], priorities[taken[room:]]
 
-    def ranks(self) -> tuple[float | None, float | None, int]:
+    def compute(self) -> tuple[float | None, float | None, int]:
         """Effective rank and participation ratio of the vectors' covariance, and how many vectors there were."""
         return ranks(self.vectors)
 

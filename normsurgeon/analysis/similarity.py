@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
-from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.records import Matrix
+from normsurgeon.norms.layers import wide
 
 LEAST = 4
 """Images that the unbiased estimator of HSIC needs in a batch: its denominator holds n − 3."""
@@ -33,8 +34,7 @@ def gram(x: Tensor) -> Array:
     >>> gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
     [[5.0, 11.0], [11.0, 25.0]]
     """
-    x = x.detach().flatten(1)
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    x = wide(x.detach().flatten(1))
     return (x @ x.T).double().cpu().numpy()
 
 
@@ -47,8 +47,7 @@ def centred_gram(x: Tensor, k: Array | None = None) -> Array:
     k = gram(x) if k is None else k
     centred = k - k.mean(0) - k.mean(1)[:, None] + k.mean()
     if np.trace(centred) < 1e-3 * np.trace(k):
-        x = x.detach().flatten(1)
-        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        x = wide(x.detach().flatten(1))
         return gram(x - x.mean(0))
     return centred
 
@@ -101,7 +100,7 @@ class Kernels:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def begin(self, images: int) -> None:
-        """Announce a forward pass over so many images: what is known of the last is dropped."""
+        """Begin a forward pass over that many images: what is known of the last one is dropped."""
         self.images = images
         for kept in (self.grams, self.centred, self.grids):
             kept.clear()
@@ -121,29 +120,27 @@ class Kernels:
 def grid(x_NCP: Tensor) -> Tensor:
     """A copy of the features at no more than ``GRID`` positions, evenly spaced, in at least float32."""
     step = -(-x_NCP.shape[2] // GRID)
-    kept = x_NCP.detach()[:, :, ::step]
-    return kept.float() if kept.dtype in (torch.float16, torch.bfloat16) else kept.clone()
+    return wide(x_NCP.detach()[:, :, ::step].clone())
 
 
 @dataclass
 class SimilarityCollector:
-    """Sums over batches of what the three matrices are made of; ``add`` a batch's kernels, then read ``matrices``.
+    """Sums over batches of what the three matrices are made of; ``update`` with a batch's kernels, then ``compute``.
 
-    With ``columns`` the matrices are between two networks (``add`` then takes both networks' kernels).
+    With ``columns`` the matrices are between two networks (``update`` then takes both networks' kernels).
     """
 
     rows: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     images: int = 0
     used: int = 0
-    batches: int = 0
     smallest: int = 0
     _hsic: list[Array] = field(default_factory=list)
     _gram: list[Array] = field(default_factory=list)
     _cosine: Array | None = None
 
-    def add(self, kernels: Kernels, others: Kernels | None = None) -> None:
-        """Take in one batch: ``others`` are the kernels of the second network for the same images."""
+    def update(self, kernels: Kernels, others: Kernels | None = None) -> None:
+        """Add one batch: ``others`` are the kernels of the second network for the same images."""
         mine = tuple(kernels.centred)
         theirs = tuple((others or kernels).centred)
         if not self.rows:
@@ -158,32 +155,29 @@ class SimilarityCollector:
         if n < LEAST:
             return
         self.used += n
-        self.batches += 1
         self.smallest = min(self.smallest or n, n)
         a = hsic_vectors(np.stack([kernels.centred[name] for name in mine]))
         b = hsic_vectors(np.stack([others.centred[name] for name in theirs])) if others is not None else a
         self._sum(self._hsic, [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)])
 
     def merge(self, other: SimilarityCollector) -> None:
-        """Take in the sums of another process, over other batches."""
+        """Add the sums of another process, over other batches."""
         if not other.rows:
             return
         if not self.rows:
             self.rows, self.columns = other.rows, other.columns
         if (other.rows, other.columns) != (self.rows, self.columns):
             raise AssertionError("the layers changed from process to process")
-        self.images += other.images
-        self.used += other.used
-        self.batches += other.batches
+        self.images, self.used = self.images + other.images, self.used + other.used
         self.smallest = min((n for n in (self.smallest, other.smallest) if n), default=0)
         for total, parts in ((self._hsic, other._hsic), (self._gram, other._gram)):
             if parts:
                 self._sum(total, parts)
-        if self._cosine is not None and other._cosine is not None:
+        if self._cosine is None or other._cosine is None:
+            self._cosine = other._cosine if self._cosine is None else self._cosine
+        else:
             both = np.isnan(self._cosine) & np.isnan(other._cosine)
             self._cosine = np.where(both, np.nan, np.nan_to_num(self._cosine) + np.nan_to_num(other._cosine))
-        elif other._cosine is not None:
-            self._cosine = other._cosine
 
     def _add_grams(self, kernels: Kernels, others: Kernels | None) -> None:
         a = np.stack([kernels.grams[name].ravel() for name in self.rows])
@@ -210,7 +204,7 @@ class SimilarityCollector:
         for total, part in zip(sums, parts, strict=True):
             total += part
 
-    def matrices(self) -> tuple[Matrix, Matrix, Matrix]:
+    def compute(self) -> tuple[Matrix, Matrix, Matrix]:
         """CKA, plain cosine and Gram cosine, with None where a pair has no value."""
         shape = (len(self.rows), len(self.columns))
         nothing = np.full(shape, np.nan)

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
-from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.records import LayerStatistics
 from normsurgeon.analysis.sampling import VectorSample
 from normsurgeon.distributed import gather
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 @dataclass
 class _Sums:
-    """Everything that is remembered of one layer: plain types and arrays, which go from process to process."""
+    """Everything that is known of one layer: plain types and arrays, which go from process to process."""
 
     shape: tuple[int, ...]
     table: Array
@@ -41,21 +41,21 @@ class _Sums:
     nonfinite: float = 0.0
 
     def merge(self, other: _Sums) -> None:
-        """Take in what another process remembers of the layer."""
+        """Add what another process knows of the layer."""
         if len(other.table) != len(self.table):
             return
         moments.merge(self.table, other.table)
-        self.sample.merge(other.sample.vectors, other.sample.priorities)
+        self.sample.merge(other.sample)
         firsts = [n for n in (self.first_nonfinite, other.first_nonfinite) if n is not None]
         self.first_nonfinite = min(firsts, default=None)
 
 
 @dataclass
 class StatisticsCollector:
-    """Takes in layers' outputs as ``captured`` hands them over, and sums them up.
+    """Sums over layers' outputs, which ``captured`` passes on.
 
     Call ``begin(images)`` before each forward pass, then let ``on_input`` and ``on_output`` receive. One of several
-    processes tells ``begin`` the number of the first image among all of theirs, too, and calls ``gather_`` at the end.
+    processes also passes ``begin`` the number of the first image among all of theirs, and calls ``gather_`` at the end.
     """
 
     layers: Sequence[Layer]
@@ -68,14 +68,14 @@ class StatisticsCollector:
     _last: tuple[Any, int, moments.Seen] | None = None
 
     def begin(self, images: int, first: int | None = None) -> None:
-        """Announce a forward pass over so many images, of which the first has that number; default: the next one."""
+        """Begin a forward pass over that many images; ``first`` is the first one's number, by default the next one."""
         self.images = self.images + self._batch if first is None else first
         self._batch = images
         self._passes += 1
         self._last = None
 
     def on_output(self, layer: Layer, x: Tensor) -> None:
-        """Take in what ``layer`` has just returned."""
+        """Add what ``layer`` has just returned."""
         x_NCP = features(layer, x, self._batch)
         channels = x_NCP.shape[1]
         sums = self._sums.get(layer.name)
@@ -88,7 +88,7 @@ class StatisticsCollector:
         sums.passes = self._passes
         offer = sums.sample.choose(len(x_NCP), x_NCP.shape[2], self.images, sums.calls - 1)
         seen = moments.update(sums.table, x_NCP, (offer.image, offer.position))
-        sums.sample.merge(seen.picked_MC, offer.priorities)
+        sums.sample.take(seen.picked_MC, offer.priorities)
         nonfinite = sums.table[:, [moments.NAN, moments.INF]].sum()
         if nonfinite > sums.nonfinite and sums.first_nonfinite is None:
             sums.first_nonfinite = self.images + int(x_NCP.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
@@ -96,7 +96,7 @@ class StatisticsCollector:
         self._last = (weakref.ref(x), x._version, seen) if x_NCP.shape[0] == len(x) else None
 
     def on_input(self, layer: Layer, x: Tensor) -> None:
-        """Take in what a norm layer is about to work on: how its group statistics vary."""
+        """Add what a norm layer is about to work on: how its group statistics vary."""
         if layer.name not in self._fluctuations:
             view = group_view(layer.module)
             self._fluctuations[layer.name] = Fluctuation(view) if view is not None else None
@@ -109,10 +109,10 @@ class StatisticsCollector:
         else:
             x_NCP = x.flatten(2) if x.ndim > 2 else x[:, :, None]
             seen = moments.update(moments.empty(x.shape[1]), x_NCP)
-        fluctuation.add(seen.means_NC, seen.variances_NC)
+        fluctuation.update(seen.means_NC, seen.variances_NC)
 
     def gather_(self) -> None:
-        """Take in what the other processes saw, layer by layer, so that memory does not grow with their number."""
+        """Add what the other processes saw, layer by layer, so that memory does not grow with their number."""
         for layer in self.layers:
             parts = gather((self._sums.pop(layer.name, None), self._fluctuations.pop(layer.name, None)))
             for sums, fluctuation in parts:
@@ -122,9 +122,9 @@ class StatisticsCollector:
                     self._sums[layer.name] = sums
                 known = self._fluctuations.setdefault(layer.name, fluctuation)
                 if known is not None and fluctuation is not None and known is not fluctuation and fluctuation.images:
-                    known.merge(fluctuation.images, fluctuation.sums)
+                    known.merge(fluctuation)
 
-    def results(self) -> tuple[LayerStatistics, ...]:
+    def compute(self) -> tuple[LayerStatistics, ...]:
         """One record a layer, in the order of the first forward pass; layers that it did not reach are left out."""
         layers = {layer.name: layer for layer in self.layers}
         return tuple(_summary(layers[name], sums, self._fluctuations.get(name)) for name, sums in self._sums.items())
@@ -149,8 +149,8 @@ def _summary(layer: Layer, sums: _Sums, fluctuation: Fluctuation | None) -> Laye
     typical = magnitude[some].mean() if some.any() else 0.0
     dormant = some & (magnitude <= TAU * typical)
     variance = whole[moments.M2] / values if values else 0.0
-    rank, participation, rank_samples = sums.sample.ranks()
-    spread, shift = fluctuation.result() if fluctuation is not None else (None, None)
+    rank, participation, rank_samples = sums.sample.compute()
+    spread, shift = fluctuation.compute() if fluctuation is not None else (None, None)
 
     def mean_of(values_C: Array) -> float | None:
         return float(values_C[some].mean()) if some.any() else None

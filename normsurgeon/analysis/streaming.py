@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.analysis.capture import Receiver, captured
+from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
-from normsurgeon.analysis.layers import Layer
 from normsurgeon.analysis.records import Comparison, Similarity
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
-from normsurgeon.inference.evaluate import compare_logits
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
-
-Progress = Callable[[str, int, "int | None"], None]
-"""Is told what is being done, how much of it is done, and how much there is (None: not known)."""
+from normsurgeon.surgery.agreement import Agreement
 
 
 @dataclass
@@ -37,9 +35,6 @@ class Pass:
     images: int = 0
     left_out: int = 0
     labelled: bool = False
-    agreeing: int = 0
-    kl: float = 0.0
-    compared: int = 0
     skipped: int = 0
     held: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)
 
@@ -49,9 +44,9 @@ class Pass:
         self.kernels = Kernels(with_grids=True)
         self.baseline_kernels = Kernels()
         self.within, self.between = SimilarityCollector(), SimilarityCollector()
-        self.pairs = PairCollector()
+        self.pairs, self.agreement = PairCollector(), Agreement()
 
-    def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, progress: Progress | None) -> None:
+    def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, on_progress: OnProgress | None) -> None:
         """Both networks over all images, batch by batch: the baseline first."""
         for first, (images, labels) in views.numbered():
             images, labels = self._finite(images, labels)
@@ -77,13 +72,14 @@ class Pass:
             receivers = [self.pairs.on_output] if baseline is not None else []
             kernels = self.kernels if self.similar else None
             ours = self._forward(model, self.layers, images[0], first, self.statistics, kernels, receivers)
-            self._agree(ours, theirs)
+            if ours is not None and theirs is not None and ours.ndim == 2 and ours.shape == theirs.shape:
+                self.agreement.update(ours, theirs)
             if self.similar:
-                self.within.add(self.kernels)
+                self.within.update(self.kernels)
                 if baseline is not None:
-                    self.between.add(self.kernels, self.baseline_kernels)
-            if progress is not None:
-                progress("looking at layers", self.images + len(views.skipped), views.total)
+                    self.between.update(self.kernels, self.baseline_kernels)
+            if on_progress is not None:
+                on_progress(Progress("reading layers", self.images + len(views.skipped), views.total))
         self.skipped = len(views.skipped)
         failures = self._gather_(views.failure()) if self.shared else []
         if not self.images:
@@ -100,7 +96,7 @@ class Pass:
 
     @property
     def similar(self) -> bool:
-        """Whether similarity was asked for."""
+        """Whether similarity is wanted."""
         return "similarity" in self.parts
 
     @property
@@ -130,7 +126,7 @@ class Pass:
                 receiver(layer, x)
 
         images = on(images, *home_of(model))
-        # no_grad and not inference_mode: tensors must keep their version, which tells whether one was overwritten.
+        # no_grad and not inference_mode: tensors must keep their version, which shows whether one was overwritten.
         with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
             return first_tensor(outputs_of(model, images))
 
@@ -160,20 +156,22 @@ class Pass:
         return [(images, labels) for _, images, labels in self.held]
 
     def _gather_(self, failure: DataError | None) -> list[DataError]:
-        """Take in what the other processes saw; what they found wrong with their images."""
-        sums = ("images", "left_out", "agreeing", "kl", "compared", "skipped")
-        mine = [getattr(self, name) for name in sums]
-        found = gather((mine, self.labelled, failure, self.kernels.sizes, self.within, self.between))
+        """Add what the other processes saw; what they found wrong with their images."""
+        counts = (self.images, self.left_out, self.skipped)
+        sums = (self.within, self.between, self.agreement)
+        found = gather((counts, self.labelled, failure, self.kernels.sizes, sums))
         if len(found) == 1:
             return []
-        for name, values in zip(sums, zip(*(part[0] for part in found), strict=True), strict=True):
-            setattr(self, name, sum(values))
+        self.images, self.left_out, self.skipped = (
+            sum(each) for each in zip(*(part[0] for part in found), strict=True)
+        )
         self.labelled = any(part[1] for part in found)
-        self.within, self.between = SimilarityCollector(), SimilarityCollector()
-        for _, _, _, sizes, within, between in found:
+        self.within, self.between, self.agreement = SimilarityCollector(), SimilarityCollector(), Agreement()
+        for *_, sizes, (within, between, agreement) in found:
             self.kernels.sizes |= sizes
             self.within.merge(within)
             self.between.merge(between)
+            self.agreement.merge(agreement)
         for collector in (self.statistics, self.baseline_statistics, self.pairs):
             collector.gather_()
         self._gather_held_()
@@ -194,36 +192,31 @@ class Pass:
         ]
         self.held = sorted((piece for part in gather(sent) for piece in part), key=lambda piece: piece[0])
 
-    def _agree(self, ours: Tensor | None, theirs: Tensor | None) -> None:
-        if ours is None or theirs is None or ours.ndim != 2 or ours.shape != theirs.shape:
-            return
-        same, kl = compare_logits(ours.cpu().double(), theirs.cpu().double())
-        self.agreeing, self.kl, self.compared = self.agreeing + same, self.kl + kl, self.compared + len(ours)
-
     def similarity(self) -> Similarity:
         """The record of the layers' similarity within the model."""
-        cka, cosine, gram_cosine = self.within.matrices()
+        cka, cosine, gram_cosine = self.within.compute()
         sizes = [self.kernels.sizes[name] for name in self.within.rows]
         within = self.within
         return Similarity(within.rows, cka, cosine, gram_cosine, within.images, within.smallest, within.notes(sizes))
 
     def comparison(self, baseline: str, rewritten: Set[str]) -> Comparison:
-        """The record of the model beside its baseline; ``rewritten`` layers are marked."""
+        """The record of the model next to its baseline; ``rewritten`` layers are marked."""
         similar = self.similar
-        mine = {record.layer: record for record in self.statistics.results()}
-        theirs = {record.layer: record for record in self.baseline_statistics.results()}
+        mine = {record.layer: record for record in self.statistics.compute()}
+        theirs = {record.layer: record for record in self.baseline_statistics.compute()}
         rows = self.between.rows if similar else tuple(mine)
         columns = self.between.columns if similar else tuple(theirs)
-        cka, _, gram_cosine = self.between.matrices() if similar else (None, None, None)
+        cka, _, gram_cosine = self.between.compute() if similar else (None, None, None)
         notes: tuple[str, ...] = ()
         if not set(mine) & set(theirs):
             notes = ("no layer of the model has the name of one of the baseline's: only whole matrices compare",)
         if rewritten:
             notes += (
                 f"{len(rewritten)} layers took in the norm after them, or its whitening, and differ from the "
-                "baseline's by design: the norms and blocks after them tell what was lost",
+                "baseline's by design: the norms and blocks after them show what was lost",
             )
-        pairs = self.pairs.results(rows, columns, mine, theirs, cka, gram_cosine)
+        agreement, kl = self.agreement.compute()
+        pairs = self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine)
         return Comparison(
             baseline=baseline,
             layers=rows,
@@ -234,8 +227,8 @@ class Pass:
             only_model=tuple(name for name in mine if name not in theirs),
             only_baseline=tuple(name for name in theirs if name not in mine),
             samples=self.images,
-            agreement=self.agreeing / self.compared if self.compared else None,
-            kl=max(self.kl / self.compared, 0.0) if self.compared else None,
+            agreement=agreement,
+            kl=kl,
             notes=notes,
         )
 
@@ -245,7 +238,7 @@ class Pass:
         if self.left_out:
             images = "image holds" if self.left_out == 1 else "images hold"
             found.append(f"{self.left_out} {images} values that are not finite after pre-processing; left out")
-        reached = {record.layer for record in self.statistics.results()}
+        reached = {record.layer for record in self.statistics.compute()}
         missed = [layer.name for layer in self.layers if layer.name not in reached]
         if reached and missed:
             found.append(f"{len(missed)} layers were never called ({missed[0]}{', …' if len(missed) > 1 else ''})")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon.calls import Call, as_call
 from normsurgeon.data.sources import ImageSource, Sample, nothing_readable
 from normsurgeon.data.transforms import DataConfig
@@ -98,7 +99,7 @@ class Batches:
     source      what to read
     configs     one pre-processing, or several: ``views()`` then yields each image once per configuration
     batch_size  images a batch; fewer in the last one, and where images cannot be read
-    max_images  take only so many, spread evenly over the source: its first ones are of its first classes
+    max_images  take only that many, spread evenly over the source: its first ones are of its first classes
     workers     processes that decode; 0: this one
     shard       which of the batches to take: numbers ``rank``, ``rank + world``, … of those that one process makes
 
@@ -122,11 +123,8 @@ class Batches:
         workers: int = 0,
         shard: Shard = ALONE,
     ):
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
-            if value < least:
-                raise UsageError(f"{name}={value} must be at least {least}")
-        if max_images is not None and max_images < 1:
-            raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
+        check_at_least(1, batch_size=batch_size, max_images=max_images)
+        check_at_least(0, workers=workers)
         self.source = source
         self.batch_size = batch_size
         self.max_images = max_images

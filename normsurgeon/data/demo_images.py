@@ -10,6 +10,16 @@ from normsurgeon.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from normsurgeon.data.transforms import DataConfig
+
+VIEWS = 12
+"""Views of each photograph: the whole, its centre and its four corners, each also mirrored."""
+
+UNLIKE_IMAGENET = ("hubble_deep_field", "retina")
+"""Pictures of nothing that ImageNet has a class for: any network's answer to them is noise."""
 
 INSTALL = 'pip install "normsurgeon[demo]"'
 
@@ -80,3 +90,31 @@ def digits(split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     if split is None:
         return images, data.target
     raise UsageError(f"digits has no split {split!r}; try train, test, or none for all of them")
+
+
+def views(files: list[Path], config: DataConfig) -> Tensor:
+    """The photographs as a batch (len(files) · VIEWS, 3, H, W), the whole picture first in each dozen."""
+    import torch
+    from PIL import Image, ImageOps
+
+    transform = config.transform()
+    made = []
+    for file in files:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB")
+        for view in _crops(picture):
+            made += [transform(view), transform(ImageOps.mirror(view))]
+    return torch.stack(made)
+
+
+def _crops(picture: Image) -> list[Image]:
+    width, height = picture.size
+    w, h = int(0.85 * width), int(0.85 * height)
+    corners = [
+        (0, 0),
+        (width - w, 0),
+        (0, height - h),
+        (width - w, height - h),
+        ((width - w) // 2, (height - h) // 2),
+    ]
+    return [picture, *(picture.crop((x, y, x + w, y + h)) for x, y in corners)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
-from torch import nn
+from torch import Tensor, nn
 
 from normsurgeon.errors import DataError
 
@@ -39,6 +39,26 @@ def class_names_for(model: nn.Module, classes: int | None = None) -> list[str] |
     return list(_imagenet(subset).label_descriptions()) if subset else None
 
 
+def check_labels(labels: Tensor, images: int, classes: int, otherwise: str = "") -> None:
+    """Check that a batch's labels are class numbers of a head with ``classes`` outputs, one an image.
+
+    otherwise  what else to try, for the message
+
+    :raises DataError: if they are not.
+    """
+    if labels.shape != (images,) or labels.is_floating_point():
+        raise DataError(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} for {images} images; "
+            "give one class number an image"
+        )
+    wrong = labels[(labels < 0) | (labels >= classes)].tolist()
+    if wrong:
+        raise DataError(
+            f"there is a label {wrong[0]}, and the network's {classes} classes are 0 to {classes - 1}; "
+            f"try the data set that the network was made for{otherwise}"
+        )
+
+
 def labels_of_folders(names: Sequence[str], classes: int | None, where: str) -> list[int]:
     """The class number of each class folder, for a head with ``classes`` outputs (None: not known).
 
@@ -54,7 +74,7 @@ def labels_of_folders(names: Sequence[str], classes: int | None, where: str) -> 
         return _labels_of_synsets(names, synsets, subset, where)
     if classes is not None and len(names) > classes:
         raise DataError(
-            f"{where} holds {len(names)} class folders and the network tells {classes} classes apart; "
+            f"{where} holds {len(names)} class folders and the network has {classes} classes; "
             f"try a folder of its own {classes} classes, or a network made with num_classes={len(names)}"
         )
     return list(range(len(names)))

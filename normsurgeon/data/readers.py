@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.errors import DataError
 
 Sample = tuple[Image.Image, int | None]
@@ -25,13 +26,13 @@ def read_image(file: str | os.PathLike[str] | IO[bytes], name: str | None = None
             image.load()
             return image
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error included
-        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else brief(error)
+        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         raise DataError(f"{name} cannot be read ({what}); try opening it in a viewer") from error
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files; ``labels`` may be None; ``root`` is what their names are told relative to."""
+    """Image files; ``labels`` may be None; ``root`` is what their names are relative to."""
 
     paths: list[str]
     labels: list[int] | None
@@ -77,7 +78,7 @@ class Indexed:
         try:
             image, target, *_ = self.dataset[index]
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.name}[{index}] cannot be read ({brief(error)}); try another split") from error
+            raise DataError(f"{self.name}[{index}] cannot be read ({one_line(error)}); try another split") from error
         if not isinstance(image, Image.Image):
             image = read_image(image, f"{self.name}[{index}]")
         return image, _label(target, self.name)
@@ -108,9 +109,3 @@ def _label(target: Any, name: str) -> int | None:
             f"{name} has targets like {str(target)[:40]!r}, which are no class numbers; try a classification data set"
         ) from error
     return number if number >= 0 else None  # -1 is timm's sign for no label
-
-
-def brief(error: BaseException) -> str:
-    """An error in one short line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:140]}{'…' if len(text) > 140 else ''}"

@@ -16,10 +16,11 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.data.demo_images import digits, photographs
 from normsurgeon.data.fashion import CLASSES, fashion_mnist
 from normsurgeon.data.labels import labels_of_folders
-from normsurgeon.data.readers import Arrays, Files, Indexed, Sample, Stream, brief
+from normsurgeon.data.readers import Arrays, Files, Indexed, Sample, Stream
 from normsurgeon.errors import DataError, UsageError
 
 FORMS = (
@@ -29,7 +30,7 @@ FORMS = (
 
 _PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _SPLITS = {"train", "training", "val", "valid", "validation", "eval", "evaluation", "test"}
-# What Pillow reads without plugins, beside what timm reads (three, unless the caller has registered more).
+# What Pillow reads without plugins, in addition to what timm reads (three, unless the caller has registered more).
 _MORE_ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".ppm", ".tif", ".tiff"}
 _MORE_ENDINGS |= {".webp"}
 
@@ -109,7 +110,7 @@ def open_source(
     spec      ``demo`` (photographs, no labels), ``digits``, ``fashion-mnist``, an existing folder of class folders,
               an existing folder of images (no labels), or a timm dataset name (``torch/cifar10``, ``hfds/…``, …).
               A folder that is called demo or digits is given as ``./demo``, or as a Path.
-    classes   how many classes the network's head tells apart; class folders are numbered to fit it, see
+    classes   how many classes the network's head has; class folders are numbered to fit it, see
               :func:`~normsurgeon.data.labels.labels_of_folders`
     split     ``train``, ``validation`` …: of a timm dataset (validation if not given), of the digits, or the
               sub-folder of that name
@@ -206,7 +207,7 @@ def _open_dataset(name: str, root: str | os.PathLike[str] | None, split: str, do
         if isinstance(error, ImportError) and error.name:
             way_on = f"pip install {error.name}"
         raise DataError(
-            f"the data set {name} (split {split}) could not be opened{place} ({brief(error)}); try: {way_on}"
+            f"the data set {name} (split {split}) could not be opened{place} ({one_line(error)}); try: {way_on}"
         ) from error
     names = getattr(dataset, "classes", None)
     return ImageSource(name, source.reader, first[1] is not None, tuple(map(str, names)) if names else None)
@@ -229,7 +230,7 @@ def _listing(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
             seen = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: _order(e.name))
             folders = [entry.path for entry in seen if entry.is_dir()]
     except OSError as error:
-        raise DataError(f"the folder {folder} cannot be listed ({brief(error)}); try its permissions") from error
+        raise DataError(f"the folder {folder} cannot be listed ({one_line(error)}); try its permissions") from error
     images = [e.path for e in seen if os.path.splitext(e.name)[1].lower() in endings and e.path not in folders]
     return images, folders
 

@@ -65,7 +65,7 @@ def split_numbers(count: int, second: int, seed: int) -> tuple[tuple[int, ...], 
 
 
 def split_source(source: ImageSource, second: int, seed: int = 0) -> tuple[ImageSource, ImageSource]:
-    """A source in two parts of which the second holds so many images, chosen at random by the seed.
+    """A source in two parts of which the second holds ``second`` images, chosen at random by the seed.
 
     :raises DataError: a stream, or a source that is too small.
 

@@ -139,7 +139,7 @@ class ToMode:
 
 
 def _channels_of(model: nn.Module, given: Mapping[str, Any]) -> int | None:
-    """What the network's first convolution reads, where that tells something about the images."""
+    """What the network's first convolution reads, if that says something about the images."""
     named = given.get("first_conv")
     named = named[0] if isinstance(named, (list, tuple)) and named else named
     modules = dict(model.named_modules())

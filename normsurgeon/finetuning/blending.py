@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.norms.targets import find_target
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.surgery.replacing import replace_modules_
-from normsurgeon.surgery.whitening import Affine, change_of_producer, compose, gamma_beta, whitener
+from normsurgeon.surgery.whitening import change_of_producer
 
 
 class Blend(nn.Module):
@@ -105,7 +106,7 @@ def _fixed_affine(
 ) -> tuple[Tensor, Tensor]:
     """r and m of the module's docstring, each (C,) in float64."""
     reading = batchnorm.read(before)
-    whole = compose(gamma_beta(reading), whitener(reading))
+    whole = reading.fixed
     handed = Affine(torch.ones_like(whole.scale), torch.zeros_like(whole.shift))
     if decision.whitening == "fold":
         path = decision.site.producer or ""

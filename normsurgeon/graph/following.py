@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.inputs import guesses
@@ -26,7 +27,7 @@ from normsurgeon.graph.skeleton import HOOKS, shadow_of, tensors_in, why_valuele
 from normsurgeon.norms.batchnorm import is_batch_norm
 
 MAX_ALTERNATIVES = 16
-"""Ways of calling beside the base that are tried."""
+"""Ways of calling that are tried besides the base."""
 
 SECONDS_FOR_ALTERNATIVES = 2.0
 """Time for all of them together; or twice what the base took, if that is more."""
@@ -39,7 +40,7 @@ class Followed:
     records      the base first; empty where no call succeeded
     call         the base call, with tensors of the shapes that were accepted, on the meta device; None without one
     example      the call that the model's owner gave, where it holds values and not shapes alone
-    ways         of calling that were followed, beside the base: keyword arguments, and whether in training mode
+    ways         of calling that were followed, besides the base: keyword arguments, and whether in training mode
     unfollowed   the others, each with the reason
     problem      why there is no record, or None
     multiply_adds  of the layers in the base call, for one sample
@@ -177,14 +178,14 @@ def _alternatives(model: nn.Module, call: Call) -> Iterator[tuple[str, list[dict
                 yield f"{parameter.name}=True", [{parameter.name: True}], False
             else:
                 yield parameter.name, [{parameter.name: tensor} for tensor in _optional_tensors(call)], False
-        else:  # a number, a word: which others there are, nobody says
+        else:  # a number, a word: which other values there are is not known
             yield parameter.name, [], False
 
 
 def _named_parameters(model: nn.Module) -> list[inspect.Parameter]:
     """The parameters of a model's ``forward``; behind ``*args`` and ``**kwargs``, those of the networks inside.
 
-    A ``**kwargs`` of which nobody inside says what it may hold is one of them.
+    A ``**kwargs`` is one of them if no network inside says what it may hold.
     """
     try:
         own = list(inspect.signature(model.forward).parameters.values())
@@ -243,14 +244,6 @@ def _is_of_the_device(error: Exception) -> bool:
     return isinstance(error, (TooSlow, NotImplementedError)) or any(
         word in text for word in ("meta", "same device", "data-dependent", "data_dependent", "no data", "tensor.item")
     )
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one short line."""
-    if isinstance(error, TooSlow):
-        return "too slow on the meta device"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}"
 
 
 def _line_in_the_model(error: BaseException) -> str:

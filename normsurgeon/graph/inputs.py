@@ -1,4 +1,4 @@
-"""What a model may be called with, where nobody says: guesses from its layers."""
+"""Guesses from a model's layers what it may be called with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from normsurgeon.calls import Call
 
 SIDES = {1: (256, 1024, 16000, 64), 2: (224, 32, 28, 64, 128, 299, 384, 512), 3: (32, 64, 16)}
-"""Extents to try where nothing tells the input's: 224 is the ImageNet custom, 32 and 28 those of CIFAR and MNIST."""
+"""Extents to try if the input's are not known: 224 is the ImageNet custom, 32 and 28 those of CIFAR and MNIST."""
 
 
 def guesses(model: nn.Module) -> Iterator[Call]:

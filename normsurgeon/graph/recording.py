@@ -106,7 +106,7 @@ def record(
 
     hooked  names of modules that carry a hook in the model itself, which sees their input and output
 
-    :raises TooSlow: on the meta device, after so many ``seconds``.
+    :raises TooSlow: on the meta device, after ``seconds``.
     """
     recorder = _Recorder(model, how, hooked or {})
     on_meta = any(p.is_meta for p in itertools.chain(model.parameters(), model.buffers()))
@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         """Run one operation and note its readers and its result."""
         kwargs = kwargs or {}
         if self.deadline is not None and time.perf_counter() > self.deadline:
-            raise TooSlow
+            raise TooSlow("the meta device is slower than a real call")
         name = func._schema.name
         if name in _VALUES_TO_PYTHON:
             self._note_branch()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.errors import ConversionError, TracingError
 
 HOOKS = (
@@ -107,7 +108,7 @@ def deepcopy_module(model: Any, memo: dict[int, Any] | None = None) -> Any:
     except Exception as error:  # whatever a foreign __deepcopy__ raises
         name = type(parts[0]).__name__
         raise TracingError(
-            f"{name} cannot be copied ({type(error).__name__}: {' '.join(str(error).split())}); "
+            f"{name} cannot be copied ({one_line(error)}); "
             "a module that refuses copy.deepcopy (legacy weight_norm, say) has to be made plain first"
         ) from error
 

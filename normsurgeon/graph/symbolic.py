@@ -13,7 +13,7 @@ from normsurgeon.graph.recording import LayerCall, Record, Value, is_layer
 def record_of_graphs(skeleton: nn.Module, graphs: dict[str, fx.Graph]) -> Record:
     """One record of all graphs, each traced from the module at its path.
 
-    A dimension move needs shapes to be understood, so layers are told to feed a norm only directly, or through
+    A dimension move needs shapes to be understood, so layers are only known to feed a norm directly, or through
     ``nn.Identity`` and ``contiguous()``.
     """
     record = Record("the traced graph")

@@ -18,8 +18,9 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import as_call
-from normsurgeon.graph.following import Followed, filled, follow, one_line
+from normsurgeon.graph.following import Followed, filled, follow
 from normsurgeon.graph.moves import Shape
 from normsurgeon.graph.recording import Record
 from normsurgeon.graph.skeleton import skeleton_of

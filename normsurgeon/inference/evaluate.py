@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon.data.labels import check_labels
 from normsurgeon.distributed import gather, own_device, own_shard, together
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, fetched_logits, name_of, placed
 from normsurgeon.inference.views import Data, open_views
-from normsurgeon.surgery.agreement import compare_logits
+from normsurgeon.surgery.agreement import Agreement
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def evaluate(
     max_images: int | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Score a classifier on images: top-1, top-5, loss, speed, and nearness to ``baseline``.
 
@@ -73,11 +74,10 @@ def evaluate(
                  ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
     baseline     a second classifier with the same classes, usually the original; it sees the same images, in
                  its own pre-processing (the model's, where it carries none)
-    max_images   only so many: of a source, spread evenly over it; of batches, the first ones
+    max_images   only that many: of a source, spread evenly over it; of batches, the first ones
     device       where to run; both models are put back afterwards. Default: where each model is
     workers      processes that decode images; 0: this one
-    on_progress  is told, after every batch, how many images are done and how many there are (None: not known); of
-                 several processes, each is told of its own
+    on_progress  called with a Progress after each batch; of several processes, each counts its own images
 
     Both models are in eval mode meanwhile; every module's ``training`` flag is put back, also after an error. Under
     ``torchrun`` or ``accelerate launch`` every process calls this alike, sees its share of the images, and gets the
@@ -107,14 +107,14 @@ def evaluate(
             seconds = time.perf_counter() - begin
             if labels is not None:
                 labels = labels.cpu()
-                _check_labels(labels, logits)
+                check_labels(labels, *logits.shape)
             reference = None
             if baseline is not None:
                 reference = fetched_logits(baseline, images[-1])
                 _check_baseline(logits, reference)
-            scores.add(logits, labels, reference, seconds)
+            scores.update(logits, labels, reference, seconds)
             if on_progress is not None:
-                on_progress(scores.images + len(views.skipped), views.total)
+                on_progress(Progress("evaluating", scores.images + len(views.skipped), views.total))
         found = gather((scores, views.skipped, views.failure()))
     scores, skipped, failures = _Scores(), [], []
     for part, unread, failure in found:
@@ -126,7 +126,7 @@ def evaluate(
             iter(failures),
             DataError("there are no images to evaluate on; the batches are empty (was an iterator used up before?)"),
         )
-    return scores.result(name_of(model), tuple(skipped))
+    return scores.compute(name_of(model), tuple(skipped))
 
 
 _MIXED = "some batches have labels and others have none; try one data set at a time"
@@ -141,14 +141,13 @@ class _Scores:
     top1: int = 0
     top5: int = 0
     loss: float = 0.0
-    agreeing: int | None = None
-    kl: float = 0.0
+    agreement: Agreement = field(default_factory=Agreement)
     nonfinite: int = 0
     timings: list[tuple[int, float]] = field(default_factory=list)
     speed: float = 0.0
 
-    def add(self, logits_NK: Tensor, labels_N: Tensor | None, reference_NK: Tensor | None, seconds: float) -> None:
-        """Count one batch, all on the CPU; ``seconds`` is what the model's forward took."""
+    def update(self, logits_NK: Tensor, labels_N: Tensor | None, reference_NK: Tensor | None, seconds: float) -> None:
+        """Add one batch, all on the CPU; ``seconds`` is what the model's forward took."""
         finite = logits_NK.isfinite().all(dim=1)
         if self.labelled not in (None, labels_N is not None):
             raise DataError(_MIXED)
@@ -164,28 +163,26 @@ class _Scores:
             loss = F.cross_entropy(logits_NK, labels_N.long(), reduction="sum").item()
             self.loss += loss if finite.all() else math.nan
         if reference_NK is not None:
-            same, kl = compare_logits(logits_NK, reference_NK)
-            self.agreeing = (self.agreeing or 0) + same
-            self.kl += kl
+            self.agreement.update(logits_NK, reference_NK)
 
     def merge(self, other: _Scores) -> None:
-        """Take another process's sums in. Their speeds add up: they work at the same time."""
+        """Add another process's sums. Their speeds add up: they work at the same time."""
         if not other.images:
             return
         if self.labelled not in (None, other.labelled):
             raise DataError(_MIXED)
         self.labelled = other.labelled
-        for name in ("images", "top1", "top5", "loss", "kl", "nonfinite"):
+        for name in ("images", "top1", "top5", "loss", "nonfinite"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        if other.agreeing is not None:
-            self.agreeing = (self.agreeing or 0) + other.agreeing
+        self.agreement.merge(other.agreement)
         timings = other.timings[1:] or other.timings  # the first batch also pays for allocation and kernel choice
         seconds = sum(spent for _, spent in timings)
         self.speed += sum(count for count, _ in timings) / max(seconds, 1e-9)
 
-    def result(self, name: str, skipped: tuple[str, ...]) -> Evaluation:
+    def compute(self, name: str, skipped: tuple[str, ...]) -> Evaluation:
         """The sums as means."""
         top1 = self.top1 / self.images
+        agreement, kl = self.agreement.compute()
         return Evaluation(
             model=name,
             images=self.images,
@@ -194,27 +191,11 @@ class _Scores:
             top5=self.top5 / self.images if self.labelled else None,
             loss=self.loss / self.images if self.labelled else None,
             images_per_second=self.speed,
-            agreement=None if self.agreeing is None else self.agreeing / self.images,
-            # Rounding can take it below zero; nan stays nan.
-            kl=None if self.agreeing is None else max(self.kl / self.images, 0.0),
+            agreement=agreement,
+            kl=kl,
             top1_stderr=math.sqrt(top1 * (1 - top1) / self.images) if self.labelled else None,
             nonfinite=self.nonfinite,
             skipped_files=skipped,
-        )
-
-
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
-    images, classes = logits.shape
-    if labels.shape != (images,) or labels.is_floating_point():
-        raise DataError(
-            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} for {images} images; "
-            "give one class number an image"
-        )
-    wrong = [number for number in labels.tolist() if not 0 <= number < classes]
-    if wrong:
-        raise DataError(
-            f"there is a label {wrong[0]}, and the network's {classes} classes are 0 to {classes - 1}; "
-            "try the data set that the network was made for"
         )
 
 

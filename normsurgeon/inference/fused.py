@@ -45,7 +45,7 @@ def update(
     threads = min(torch.get_num_threads(), channels) if x_NCP.size >= SMALL else 1
     if positions and images:
         edges = [channels * i // threads for i in range(threads + 1)]
-        # Threads of our own: a second OpenMP pool beside torch's would fight it for the cores.
+        # Threads of our own: a second OpenMP pool next to torch's would fight it for the cores.
         work: tuple[Any, ...] = (table, x_NCP, rows_NC2, starts, position, picked)
         others = [_pool().submit(kernel, *work, *edges[i : i + 2]) for i in range(1, threads)]
         kernel(*work, *edges[:2])

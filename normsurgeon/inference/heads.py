@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import name_of
 from normsurgeon.models.checkpoint import attach_origin, origin_of
@@ -35,10 +36,9 @@ def classifier_of(model: nn.Module) -> nn.Linear | None:
 def reset_head_(model: nn.Module, classes: int) -> None:
     """Give a network a new classifier with random weights, in place, from the current random state.
 
-    :raises UsageError: no such number, or a network that cannot tell which layer its classifier is.
+    :raises UsageError: no such number, or a network whose classifier is not known.
     """
-    if classes < 1:
-        raise UsageError(f"num_classes={classes} must be at least 1")
+    check_at_least(1, num_classes=classes)
     reset = getattr(model, "reset_classifier", None)
     if not callable(reset):
         name = last_linear(model)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from normsurgeon.inference import fused
+from normsurgeon.norms.layers import wide
 
 Table: TypeAlias = NDArray[np.float64]
 
@@ -62,9 +63,7 @@ def update(table: Table, x_NCP: Tensor, picks: Picks = NO_PICKS) -> Seen:
     >>> means.tolist(), table[0, MEAN].item(), table[0, M2].item()
     ([[2.0], [5.0]], 3.5, 17.5)
     """
-    x_NCP = x_NCP.detach()
-    if x_NCP.dtype in (torch.float16, torch.bfloat16):
-        x_NCP = x_NCP.float()
+    x_NCP = wide(x_NCP.detach())
     if x_NCP.device.type == "cpu" and x_NCP.dtype == torch.float32 and fused.available():
         return Seen(*fused.update(table, x_NCP.contiguous().numpy(), *picks))
     images = max(1, CHUNK // max(1, x_NCP[0].numel())) if len(x_NCP) else 1
@@ -99,16 +98,23 @@ def merge(table: Table, other: Table) -> None:
     both[:, M3] = m3a + m3b + delta**3 * n * m * (n - m) / total**2 + 3 * delta * (n * m2b - m * m2a) / total
     both[:, M2] = m2a + m2b + delta**2 * n * m / total
     both[:, MEAN] = table[:, MEAN] + delta * m / total
-    images, more = table[:, IMAGES], other[:, IMAGES]
-    apart = other[:, IMAGE_MEAN] - table[:, IMAGE_MEAN]
-    of_both = np.maximum(images + more, 1)
-    both[:, IMAGE_M2] = table[:, IMAGE_M2] + other[:, IMAGE_M2] + apart**2 * images * more / of_both
-    both[:, IMAGE_MEAN] = table[:, IMAGE_MEAN] + apart * more / of_both
+    images = (IMAGES, IMAGE_MEAN, IMAGE_M2)
+    both[:, IMAGE_MEAN], both[:, IMAGE_M2] = chan(*table[:, images].T, *other[:, images].T)
     for column in (COUNT, ABS, ZEROS, NAN, INF, IMAGES, WITHIN):
         both[:, column] = table[:, column] + other[:, column]
     both[:, LOW] = np.minimum(table[:, LOW], other[:, LOW])
     both[:, HIGH] = np.maximum(table[:, HIGH], other[:, HIGH])
     table[:] = both
+
+
+def chan(n: Any, mean: Any, m2: Any, other_n: Any, other_mean: Any, other_m2: Any) -> tuple[Any, Any]:
+    """Mean, and sum of squared deviations from it, of two parts together, from their sizes, means and sums.
+
+    >>> [float(value) for value in chan(2, 1.5, 0.5, 1, 6.0, 0.0)]
+    [3.0, 14.0]
+    """
+    total, apart = np.maximum(n + other_n, 1), other_mean - mean
+    return mean + apart * other_n / total, m2 + other_m2 + np.square(apart) * n * other_n / total
 
 
 def pooled(table: Table) -> Table:

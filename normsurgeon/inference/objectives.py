@@ -12,12 +12,9 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
 
+from normsurgeon.norms.layers import wide
+
 TINY = 1e-12
-
-
-def wide(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def cross_entropy(logits_NK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

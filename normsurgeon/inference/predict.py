@@ -12,6 +12,8 @@ import torch
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from normsurgeon._util.checks import check_at_least
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.readers import read_image
 from normsurgeon.data.sources import class_folders, images_below
@@ -94,7 +96,7 @@ def predict(
     classes: FilePath | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Predictions:
     """The ``top`` most probable classes of each image, which gets the pre-processing that the model carries.
 
@@ -103,7 +105,7 @@ def predict(
     classes      a folder of class folders, whose names are taken where the model does not say what its classes
                  are called and the head is not one of ImageNet's; without it, the names are the numbers
     device       where to run; the model is put back afterwards. Default: where it is
-    on_progress  is told, after every batch, how many images are done and how many there are
+    on_progress  called with a Progress after each batch
 
     Images are turned upright by what a camera noted in them (EXIF). One that cannot be read is left out and listed in
     ``skipped``. The model is in eval mode meanwhile; every module's ``training`` flag is put back, also after an error.
@@ -118,9 +120,7 @@ def predict(
     >>> len(found), len(found[0].names), found.named_by
     (2, 3, 'model')
     """
-    for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{name}={value} must be at least 1")
+    check_at_least(1, top=top, batch_size=batch_size)
     files = image_files(images)
     folders = class_folders(classes) if classes is not None else None
     transform = DataConfig.of(model).transform()
@@ -141,7 +141,7 @@ def predict(
                     names, named_by = _names(model, logits.shape[1], folders, classes)
                 found += _best(read, logits, names, top, skipped)
             if on_progress is not None:
-                on_progress(start + len(part), len(files))
+                on_progress(Progress("predicting", start + len(part), len(files)))
     if not found:
         last = f"{skipped[-1].file} {skipped[-1].reason}"
         raise DataError(
@@ -201,7 +201,7 @@ def _names(
         return [str(number) for number in range(classes)], "numbers"
     if len(folders) != classes:  # with one missing, all that come after it would be called wrong
         raise DataError(
-            f"{where} holds {len(folders)} class folders and the network tells {classes} classes apart; "
+            f"{where} holds {len(folders)} class folders and the network has {classes} classes; "
             "try the folder that it was trained on"
         )
     return folders, "folders"

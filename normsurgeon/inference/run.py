@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import UsageError
@@ -54,7 +55,7 @@ def fetched_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def head_classes(model: nn.Module, config: DataConfig | None = None) -> int:
-    """How many classes the model tells apart: its ``num_classes``, or else the width of its logits.
+    """How many classes the model has: its ``num_classes``, or else the width of its logits.
 
     config  how large the image is that they are measured with; default: what the model carries
 
@@ -133,7 +134,7 @@ def placed(model: nn.Module, device: str | torch.device | None) -> Iterator[None
             model.to(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise UsageError(
-                f"{name_of(model)} cannot be put on {device} ({' '.join(str(error).split())[:140]}); try device='cpu'"
+                f"{name_of(model)} cannot be put on {device} ({one_line(error, kind=False)}); try device='cpu'"
             ) from error
         yield
     finally:

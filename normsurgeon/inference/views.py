@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon.data.batches import Batches, unpacked
 from normsurgeon.data.sources import ImageSource, open_source
 from normsurgeon.data.transforms import DataConfig
@@ -26,7 +27,7 @@ View = tuple[tuple[Tensor, ...], Tensor | None]
 class Views:
     """Batches of ``View``; ``total`` images (None: not known), and the names of those that could not be read.
 
-    numbered    begins anew and gives each batch with the number of its first image: among all of the processes' images
+    numbered    starts again and gives each batch with the number of its first image: among all of the processes' images
     repeatable  whether going through a second time gives the same again
     failure     what is wrong with images of which this process, of several, could read none
     """
@@ -56,7 +57,7 @@ def open_views(
 
     data        a data spec (see :func:`~normsurgeon.data.sources.open_source`), an ImageSource, or batches
                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
-    max_images  only so many: of a source, spread evenly over it; of batches, the first ones
+    max_images  only that many: of a source, spread evenly over it; of batches, the first ones
     classifiers whether a model without a classifier is an error; else the labels are taken as the folders give them
     shard       which part of the images this process takes
     whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy
@@ -79,8 +80,7 @@ def open_views(
             shard=shard,
         )
         return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
-    if max_images is not None and max_images < 1:
-        raise UsageError(f"max_images={max_images} must be at least 1, or None for all images")
+    check_at_least(1, max_images=max_images)
     once = iter(data) is data
     return Views(
         lambda: _ready_made(data, max_images, shard, whole),

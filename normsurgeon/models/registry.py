@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import inspect
 import logging
@@ -20,6 +19,8 @@ from urllib.parse import urlsplit
 import timm
 from torch import nn
 
+from normsurgeon._util.one_line import one_line
+from normsurgeon._util.suggest import suggest
 from normsurgeon.errors import LoadingError, NormSurgeonError, WeightsUnavailableError
 
 Kind = Literal["timm", "torchvision", "callable"]
@@ -126,9 +127,9 @@ def _from_timm(source: ModelSource, pretrained: bool) -> nn.Module:
             ) from error
         if pretrained:
             raise _weights_unavailable(source.name, error) from error
-        raise LoadingError(f"{source.name} could not be loaded: {_brief(error)}") from error
+        raise LoadingError(f"{source.name} could not be loaded: {one_line(error)}") from error
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
-        raise LoadingError(f"timm could not create {source.name}: {_brief(error)}") from error
+        raise LoadingError(f"timm could not create {source.name}: {one_line(error)}") from error
 
 
 def _from_torchvision(source: ModelSource, pretrained: bool) -> nn.Module:
@@ -148,7 +149,7 @@ def _from_torchvision(source: ModelSource, pretrained: bool) -> nn.Module:
     except OSError as error:
         raise _weights_unavailable(f"torchvision:{name}", error) from error
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise LoadingError(f"torchvision could not create {name}: {_brief(error)}") from error
+        raise LoadingError(f"torchvision could not create {name}: {one_line(error)}") from error
     if not hasattr(model, "pretrained_cfg"):
         model.pretrained_cfg = _torchvision_config(name)
     return model
@@ -178,10 +179,10 @@ def _from_callable(source: ModelSource, pretrained: bool) -> nn.Module:
         function = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise LoadingError(
-            f"{source.name!r}: {_brief(error)}; a model of your own is given as package.module:callable"
+            f"{source.name!r}: {one_line(error)}; a model of your own is given as package.module:callable"
         ) from error
     except Exception as error:  # a module of the user's may raise anything
-        raise LoadingError(f"{source.name!r}: importing {path} failed with {_brief(error)}") from error
+        raise LoadingError(f"{source.name!r}: importing {path} failed with {one_line(error)}") from error
     if isinstance(function, nn.Module):
         return function
     if not callable(function):
@@ -192,15 +193,14 @@ def _from_callable(source: ModelSource, pretrained: bool) -> nn.Module:
     except NormSurgeonError:
         raise
     except Exception as error:
-        raise LoadingError(f"{source.name} failed with {_brief(error)}") from error
+        raise LoadingError(f"{source.name} failed with {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise LoadingError(f"{source.name} returned {type(model).__name__}; it must return an nn.Module")
     return model
 
 
 def _unknown(name: str, known: list[str], what: str, listing: str) -> str:
-    close = difflib.get_close_matches(name.partition(".")[0], known, n=4, cutoff=0.6)
-    hint = f"did you mean {', '.join(close)}?" if close else f"{listing} lists the names"
+    hint = suggest(name.partition(".")[0], known, otherwise=f"{listing} lists the names", most=4, cutoff=0.6)
     return f"unknown {what} {name!r}; {hint}"
 
 
@@ -216,12 +216,7 @@ def _unreached(error: OSError) -> str:
         return f"no connection: {error.reason}"
     if type(error).__name__ in ("LocalEntryNotFoundError", "OfflineModeIsEnabled"):
         return "no connection to the Hugging Face hub, and not in its cache"
-    return _brief(error)
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:140]}{'…' if len(text) > 140 else ''}"
+    return one_line(error)
 
 
 @contextlib.contextmanager

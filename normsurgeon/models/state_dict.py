@@ -21,7 +21,7 @@ from normsurgeon.errors import CheckpointError
 StateDict = dict[str, Tensor]
 
 KEY = "normsurgeon"
-"""Under this key stands what normsurgeon writes beside the tensors."""
+"""The key of what normsurgeon writes in addition to the tensors."""
 
 _PICKLE_HEADS = (b"PK", b"\x80")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
@@ -29,7 +29,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
-    """The tensors of a ``.safetensors`` or pickled file, and everything else that stands beside them.
+    """The tensors of a ``.safetensors`` or pickled file, and everything else in it.
 
     :raises CheckpointError: no such file, truncated, not a checkpoint, or a pickle that holds code.
     """

@@ -29,3 +29,17 @@ def family_of(module: nn.Module) -> str | None:
     if isinstance(module, ChannelAffine):
         return "affine"
     return None
+
+
+def width_of(module: nn.Module) -> int | None:
+    """How many channels a norm, convolution or linear layer gives; None where it does not say.
+
+    >>> width_of(nn.Conv2d(3, 8, 1)), width_of(nn.LayerNorm(4)), width_of(nn.ReLU())
+    (8, 4, None)
+    """
+    for attribute in ("out_channels", "out_features", "num_features", "num_channels"):
+        found = getattr(module, attribute, None)
+        if isinstance(found, int):
+            return found
+    shape = getattr(module, "normalized_shape", None)
+    return int(shape[-1]) if shape else None

@@ -18,6 +18,11 @@ def per_channel(values_C: Tensor, like: Tensor) -> Tensor:
     return values_C.view(-1, *[1] * (like.ndim - 2))
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in at least float32: half precision overflows, and loses small terms of sums."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def laid_out(y: Tensor) -> Tensor:
     """``y`` in the memory layout in which a batch norm gives it: contiguous, or channels last.
 
@@ -109,8 +114,7 @@ class RmsNormC(_ChannelNorm):
 
     def normalize(self, x: Tensor) -> Tensor:
         """Divide each position by the root of its channels' mean square."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        return (wide * torch.rsqrt(wide.square().mean(1, keepdim=True) + self.eps)).to(x.dtype)
+        return (wide(x) * torch.rsqrt(wide(x).square().mean(1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class LayerNormC(_ChannelNorm):

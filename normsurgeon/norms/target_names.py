@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.errors import TargetError
 
 TARGET_NAMES = ("gn", "ln", "ln2d", "in", "rms", "rms2d", "affine", "fold")
@@ -13,4 +14,4 @@ def check_target(name: str) -> None:
     :raises TargetError: for any other name.
     """
     if name not in TARGET_NAMES:
-        raise TargetError(f"unknown target norm {name!r}; choose one of: {', '.join(TARGET_NAMES)}")
+        raise TargetError(f"unknown target norm {name!r}; {suggest(name, TARGET_NAMES)}")

@@ -84,31 +84,28 @@ def _finish(layer: nn.Module, spec: LayerSpec) -> nn.Module:
     return layer
 
 
-def _group_norm(spec: LayerSpec) -> nn.Module:
-    options = {"num_groups": spec.groups, "eps": spec.eps, "affine": spec.affine, **spec.factory}
+def _timms(spec: LayerSpec, plain: type[nn.Module], fused: type[nn.Module], **more: Any) -> nn.Module:
+    """timm's norm, or its norm+act layer."""
+    options = {"eps": spec.eps, "affine": spec.affine, **spec.factory, **more}
     if spec.fused:
-        return _finish(GroupNormAct(spec.channels, apply_act=False, **options), spec)
-    return GroupNorm(spec.channels, **options)
+        return _finish(fused(spec.channels, apply_act=False, **options), spec)
+    return plain(spec.channels, **options)
+
+
+def _group_norm(spec: LayerSpec) -> nn.Module:
+    return _timms(spec, GroupNorm, GroupNormAct, num_groups=spec.groups)
 
 
 def _layer_norm(spec: LayerSpec) -> nn.Module:
-    options = {"eps": spec.eps, "affine": spec.affine, **spec.factory}
-    if spec.fused:
-        return _finish(GroupNorm1Act(spec.channels, apply_act=False, **options), spec)
-    return GroupNorm1(spec.channels, **options)
+    return _timms(spec, GroupNorm1, GroupNorm1Act)
 
 
 def _layer_norm_2d(spec: LayerSpec) -> nn.Module:
-    options = {"eps": spec.eps, "affine": spec.affine, **spec.factory}
-    if spec.rank == 4 and spec.fused:
-        return _finish(LayerNormAct2d(spec.channels, apply_act=False, **options), spec)
     if spec.rank == 4:
-        return LayerNorm2d(spec.channels, **options)
-    if spec.rank == 2 and spec.fused:
-        return _finish(LayerNormAct(spec.channels, apply_act=False, **options), spec)
+        return _timms(spec, LayerNorm2d, LayerNormAct2d)
     if spec.rank == 2:
-        return LayerNorm(spec.channels, **options)
-    return _finish(LayerNormC(spec.channels, **options), spec)
+        return _timms(spec, LayerNorm, LayerNormAct)
+    return _ours(LayerNormC)(spec)
 
 
 def _instance_norm(spec: LayerSpec) -> nn.Module:

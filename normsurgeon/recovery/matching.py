@@ -14,16 +14,15 @@ from normsurgeon.inference import moments
 from normsurgeon.inference.hooks import listening
 from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.layers import per_channel
 from normsurgeon.recovery.observing import Site, no_images, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
-from normsurgeon.surgery import whitening
-from normsurgeon.surgery.whitening import Affine, Moments
 
 END = ""
-"""What a process that is through says in place of a norm's name."""
+"""What a process that has finished sends in place of a norm's name."""
 
-MOST = 4.0
+MAX_GROWTH = 4.0
 """The largest factor by which matching enlarges a channel."""
 
 QUIET = 1e-4
@@ -50,19 +49,19 @@ def shared_images(views: Views) -> tuple[tuple[Tensor, ...] | None, int]:
     """This process's images, None where there are fewer than processes, and how many all of them have."""
     held = _held(views)
     found = gather((len(held[0]) if held else 0, views.failure()))
-    images = sum(count for count, _ in found)
+    images = sum(number for number, _ in found)
     if not images:
         raise no_images(views, [failure for _, failure in found])
     return held, images
 
 
 def wanted_moments(
-    reference: nn.Module, pairs: Sequence[NormPair], images: Tensor | None, tell: Callable[[int], None]
+    reference: nn.Module, pairs: Sequence[NormPair], images: Tensor | None, count: Callable[[int], None]
 ) -> dict[str, Moments]:
     """The moments of what the original's batch norms give, which in eval mode are a fixed affine map of their input."""
     sites = [Site(pair.name, pair.batch_norm, "input") for pair in pairs]
     if images is not None:
-        with torch.inference_mode(), listening([(site.module, site.where, _counted(site, tell)) for site in sites]):
+        with torch.inference_mode(), listening([(site.module, site.where, _counted(site, count)) for site in sites]):
             run(reference, images)
     found = {}
     for pair, site, *tables in zip(pairs, sites, *gather([site.table for site in sites]), strict=True):
@@ -71,15 +70,15 @@ def wanted_moments(
             site.merge(table, [])
         if len(site.table):
             reading = batchnorm.read(pair.batch_norm)
-            fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
-            found[pair.name] = whitening.Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
+            fixed = reading.fixed
+            found[pair.name] = Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
     return found
 
 
-def _counted(site: Site, tell: Callable[[int], None]) -> Callable[[Tensor], None]:
+def _counted(site: Site, count: Callable[[int], None]) -> Callable[[Tensor], None]:
     def receive(x: Tensor) -> None:
         site.receive(x, 0, 1)
-        tell(1)
+        count(1)
 
     return receive
 
@@ -89,7 +88,7 @@ def match_in_order_(
     pairs: Sequence[NormPair],
     wanted: dict[str, Moments],
     images: Tensor | None,
-    tell: Callable[[int], None],
+    count: Callable[[int], None],
 ) -> dict[str, float]:
     """One pass: each norm is matched as the images come to it, and hands on what it then gives; errors by site.
 
@@ -114,7 +113,7 @@ def match_in_order_(
         for _, table in found:
             site.merge(table, [])
         scale, errors[name] = match_(by_name[name].norm, site.moments, wanted[name])
-        tell(1)
+        count(1)
         return scale
 
     def matching(pair: NormPair) -> Callable[[Tensor], Tensor | None]:
@@ -148,7 +147,7 @@ def match_(norm: nn.Module, found: Moments, wanted: Moments) -> tuple[Affine, fl
     counts for its mean only.
     """
     varies = found.var > QUIET * found.var.mean()
-    ratio = torch.where(varies, torch.sqrt(wanted.var / found.var.clamp_min(1e-30)), 1.0).clamp(max=MOST)
+    ratio = torch.where(varies, torch.sqrt(wanted.var / found.var.clamp_min(1e-30)), 1.0).clamp(max=MAX_GROWTH)
     weight, bias = norm.weight, norm.bias
     assert isinstance(weight, nn.Parameter)
     assert isinstance(bias, nn.Parameter)

@@ -13,29 +13,29 @@ from torch import Tensor, nn
 
 from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import Target, find_target
 from normsurgeon.recovery.observing import Site, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
-from normsurgeon.surgery.whitening import Affine, Moments
 
-FEWEST_IMAGES = 32
+MIN_IMAGES = 32
 """With fewer, signs would follow the chance of these images."""
 
 
 def rebalance_(
-    reference: nn.Module, pairs: Sequence[NormPair], views: Views, on_images: Callable[[int], None] | None = None
+    reference: nn.Module, pairs: Sequence[NormPair], views: Views, count: Callable[[int], None] | None = None
 ) -> tuple[int, int]:
-    """Choose the signs and weights of each folded site anew, in place; returns the number of images and of sites.
+    """Choose new signs and weights for each folded site, in place; returns the number of images and of sites.
 
-    One forward pass of the original over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed
+    One forward pass of the original over the images; with fewer than ``MIN_IMAGES`` nothing is changed. The fixed
     affine that each norm stands in for stays the same.
     """
     folded = [pair for pair in pairs if pair.producer is not None and pair.old_producer is not None]
     sites = [Site(pair.name, pair.batch_norm, "input", keep_means=True) for pair in folded]
-    images = observe(reference, sites, views, 1, on_images)
-    if images < FEWEST_IMAGES:
+    images = observe(reference, sites, views, 1, count)
+    if images < MIN_IMAGES:
         return images, 0
     balanced = 0
     for pair, site in zip(folded, sites, strict=True):
@@ -44,7 +44,7 @@ def rebalance_(
         target, groups = find_target(pair.target), pair.groups
         seen = whitening.change_of_producer(pair.old_producer, pair.producer)  # by the norm, from raw features
         seen = Affine(_cpu(seen.scale), _cpu(seen.shift))
-        wanted = balance(site.probe, target, groups) * _cpu(whitening.whitener(batchnorm.read(pair.batch_norm)).scale)
+        wanted = balance(site.probe, target, groups) * _cpu(batchnorm.read(pair.batch_norm).whitener.scale)
         scale = Affine(wanted / seen.scale, torch.zeros_like(wanted))
         scale = whitening.at_scale(pair.producer, scale, target, groups if pair.softening is None else 1, 1.0)
         _refold_(pair.producer, pair.norm, scale, seen.after(site.moments), target, groups, pair.softening)
@@ -67,10 +67,8 @@ def rescaled_affine(
     unit, _ = whitening.matching_affine(
         Affine(torch.ones_like(now.scale), torch.zeros_like(now.scale)), moments, target, groups, eps, None
     )
-    fixed = whitening.behind(unit, now)
-    return whitening.matching_affine(
-        whitening.behind(scale, fixed), scale.after(moments), target, groups, eps, softening
-    )
+    fixed = now.behind(unit)
+    return whitening.matching_affine(fixed.behind(scale), scale.after(moments), target, groups, eps, softening)
 
 
 def _refold_(

@@ -29,7 +29,8 @@ WIDTH = 60
 def to_text(document: Document, ascii_only: bool = False) -> str:
     """All of it, in lines that end with a newline."""
     parts = [
-        f"{document.kind}: {document.title}" + (f", {document.subtitle}" if document.subtitle else ""),
+        ": ".join(filter(None, (document.kind, document.title)))
+        + (f", {document.subtitle}" if document.subtitle else ""),
         plain_table(("", ""), [pair for facts in document.facts for pair in facts.pairs]).strip("\n"),
     ]
     for section in document.shown_in("text"):

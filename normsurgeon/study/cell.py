@@ -27,8 +27,9 @@ from normsurgeon.errors import (
     UsageError,
 )
 from normsurgeon.finetuning.config import FinetuneConfig
+from normsurgeon.finetuning.curves import Curves
 from normsurgeon.finetuning.finetune import finetune
-from normsurgeon.finetuning.history import History
+from normsurgeon.finetuning.record import FinetuneRecord
 from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.models import state_dict
 from normsurgeon.study.grid import Grid
@@ -110,15 +111,17 @@ def _trained(
         train,
         (test.dataset if isinstance(test, DataLoader) else test) if by_epoch else None,  # a loader would be listed
         teacher=None,
-        settings=settings,
+        **dict(settings),
         device=device,
         on_message=lambda text: None,
-        on_progress=lambda row: on_share(row["step"] / row["steps"]) if on_share else None,
+        on_progress=lambda step: on_share(step.done / (step.total or 1)) if on_share else None,
     )
-    if tuned.stopped:  # with the last update: the cell could be finished, but the user wants to stop
+    record = tuned.history[-1]
+    assert isinstance(record, FinetuneRecord)
+    if record.stopped:  # with the last update: the cell could be finished, but the user wants to stop
         raise KeyboardInterrupt
-    after = tuned.after or evaluate(tuned.model, test, device=device)
-    before = before or (tuned.before if cell.start == "converted" else None)
+    after = record.after or evaluate(tuned.model, test, device=device)
+    before = before or (record.before if cell.start == "converted" else None)
     outcome = Outcome(
         cell,
         "done",
@@ -126,8 +129,8 @@ def _trained(
         images=after.images,
         loss=after.loss,
         start_accuracy=before.top1 if before is not None else None,
-        curve=_curve(tuned.history, after, tuned.steps),
-        steps=tuned.steps,
+        curve=_curve(record.curves, after, record.steps),
+        steps=record.steps,
     )
     if after.nonfinite or after.loss is None:
         reason = f"the trained network's answers are not finite for {after.nonfinite} of {after.images} images"
@@ -171,7 +174,7 @@ def config_of(model: nn.Module, size: int | None) -> DataConfig:
     return config if size is None else replace(config, input_size=(config.input_size[0], size, size))
 
 
-def _curve(history: History, after: Evaluation, steps: int) -> tuple[Epoch, ...]:
+def _curve(history: Curves, after: Evaluation, steps: int) -> tuple[Epoch, ...]:
     """A point after every epoch, of at most ``MAX_POINTS`` evenly spread, the last one with the result."""
     judged = {row["step"]: row for row in history.epochs if row["step"]}
     last = history.steps[-1]["epoch"] if history.steps else 0.0

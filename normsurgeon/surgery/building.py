@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine
 from normsurgeon.norms.targets import LayerSpec, find_target
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
@@ -17,7 +18,7 @@ from normsurgeon.surgery.verdict import StandIn
 
 @dataclass
 class NewLayer:
-    """A new layer, and what it stands in for; None where it is that, or nobody knows it."""
+    """A new layer, and what it stands in for; None if it is exact, or if that is not known."""
 
     layer: nn.Module
     stand_in: StandIn | None = None
@@ -51,26 +52,24 @@ def _solved(
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
-) -> tuple[whitening.Affine, float, StandIn | None]:
+) -> tuple[Affine, float, StandIn | None]:
     """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
-    gamma_beta = whitening.gamma_beta(reading)
     if decision.whitening == "none":
-        return gamma_beta, reading.eps if decision.eps is None else decision.eps, None
-    white = whitening.whitener(reading)
-    whole = whitening.compose(gamma_beta, white)
+        return reading.gamma_beta, reading.eps if decision.eps is None else decision.eps, None
+    white, whole = reading.whitener, reading.fixed
     target = find_target(decision.target or "")
     if target.exact:
         if producer is not None:
             whitening.fold_(producer, whole)
         return whole, reading.eps, None
-    moments, wanted = whitening.moments_of(reading), whole
+    moments, wanted = reading.moments, whole
     if producer is not None:
         if probe is not None:
             alpha = balance(probe, target, decision.groups or 1).to(white.scale.device)
-            white = whitening.Affine(alpha * white.scale, alpha * white.shift)
+            white = Affine(alpha * white.scale, alpha * white.shift)
         pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
         white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
-        wanted = whitening.behind(white, whole)
+        wanted = whole.behind(white)
         whitening.fold_(producer, white)
         moments = white.after(moments)
     eps = _eps(reading, decision)
@@ -79,7 +78,7 @@ def _solved(
 
 
 def _eps(reading: batchnorm.BatchNormReading, decision: Decision) -> float:
-    """The batch norm's own, beside features as large as the new norm sees them."""
+    """The batch norm's own, scaled like the features that the new norm sees."""
     larger = decision.whitening == "fold" and not find_target(decision.target or "").exact
     return reading.eps * whitening.GAIN**2 if larger else reading.eps
 
@@ -88,7 +87,7 @@ def _built(
     reading: batchnorm.BatchNormReading,
     decision: Decision,
     eps: float,
-    affine: whitening.Affine | None,
+    affine: Affine | None,
     rank: int | None,
 ) -> nn.Module:
     reference = reading.reference

@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import Call
-from normsurgeon.graph.following import Followed, filled, one_line
+from normsurgeon.graph.following import Followed, filled
 from normsurgeon.graph.recording import is_layer
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in, why_valueless
+from normsurgeon.norms.affine import Affine
 from normsurgeon.surgery.comparing import Run, noted, outputs_differ, reached, sums_differ
 from normsurgeon.surgery.deciding import Decision, refused, without_fold
 from normsurgeon.surgery.fixing import Shadow, random_whitening, with_fixed_norms
 from normsurgeon.surgery.float64 import Float64
-from normsurgeon.surgery.whitening import Affine
 
 IMAGES, SIDE = 4, 64
 """Size of the input that is made up for the check; one image for a network of ``HEAVY`` multiply-adds an image."""

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from normsurgeon.graph.linearity import out_channels, row_factors
 from normsurgeon.graph.skeleton import shadow_of
 from normsurgeon.norms import batchnorm
+from normsurgeon.norms.affine import Affine
 from normsurgeon.norms.layers import laid_out, per_channel
-from normsurgeon.surgery import whitening
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.replacing import replace_modules_
-from normsurgeon.surgery.whitening import Affine
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ def with_fixed_norms(
             if decision.status != "converted":
                 continue
             reading = batchnorm.read(modules[decision.name])  # the shadow's: drop and act go into it
-            fixed = whitening.compose(whitening.gamma_beta(reading), whitening.whitener(reading))
+            fixed = reading.fixed
             if decision.folds:
                 white = whitenings[decision.name]
                 producer = modules[str(decision.site.producer)]
                 factors[id(producer.weight)] = row_factors(producer, white.scale)
                 producer.bias = _whitened_bias(producer, white, wide)
-                fixed = whitening.behind(white, fixed)
+                fixed = fixed.behind(white)
             gone = decision.folds and decision.target == "fold"  # nothing is left there
             replacements[modules[decision.name]] = _Fixed(fixed, reading, nn.Identity() if gone else laid_out)
     replace_modules_(shadow, replacements)
@@ -59,16 +58,13 @@ class _Fixed(nn.Module):
 
     def __init__(self, affine: Affine, reading: batchnorm.BatchNormReading, layout: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.affine, self.layout = affine, layout
-        self.drop, self.act = reading.drop, reading.act
+        self.affine, self.reading, self.layout = affine, reading, layout
+        self.drop, self.act = reading.drop, reading.act  # modules of this one, so that they are in eval mode
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of shape (N, C, *) to the same shape."""
         scale, shift = (per_channel(v.to(x.device), x) for v in (self.affine.scale, self.affine.shift))
-        y = self.layout((x * scale + shift).to(x.dtype))
-        for part in (self.drop, self.act):
-            y = part(y) if part is not None else y
-        return y
+        return self.reading.finished(self.layout((x * scale + shift).to(x.dtype)))
 
 
 def random_whitening(producer: nn.Module, norm: nn.Module) -> Affine:

@@ -17,7 +17,7 @@ _NARROWING = {Tensor.float, Tensor.half, Tensor.bfloat16}
 class Float64(TorchFunctionMode):
     """While inside, every torch function computes in float64: its floating-point arguments are widened, call by call.
 
-    Weights are widened when they are used and forgotten again. Code that asks for a tensor's dtype is told float64, and
+    Weights are widened when they are used and forgotten again. Code that asks for a tensor's dtype gets float64, and
     what it asks to be made narrower is not. In-place operations keep their tensor's own precision.
 
     factors  what to multiply a tensor by wherever it is read, by the tensor's ``id``

@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from normsurgeon.errors import TargetError
+from normsurgeon.graph.sites import NormSite
 from normsurgeon.norms import batchnorm
-from normsurgeon.norms.targets import LayerSpec, auto_groups, find_target
+from normsurgeon.norms.targets import auto_groups, find_target
+from normsurgeon.surgery.building import new_layer_
+from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.swap_layers import swap_layers
 
 
@@ -26,7 +29,7 @@ def plain_swap(model: nn.Module, to: str, groups: int | None = None) -> nn.Modul
     >>> type(plain_swap(timm.create_model("test_resnet"), "gn").bn1).__name__
     'GroupNorm'
     """
-    target = find_target(to)
+    find_target(to)
     if groups is not None and to != "gn":
         raise TargetError(f"{to} has no groups to choose; leave out groups={groups}, or try to='gn'")
 
@@ -36,23 +39,12 @@ def plain_swap(model: nn.Module, to: str, groups: int | None = None) -> nn.Modul
             raise TargetError(
                 f"{groups} groups do not divide the {reading.channels} channels of {name}; try a divisor of them"
             )
-        spec = LayerSpec(
-            channels=reading.channels,
-            groups={"gn": groups or auto_groups(reading.channels), "in": reading.channels}.get(to, 1),
-            eps=reading.eps,
-            affine=True,
-            rank=4 if isinstance(old, nn.BatchNorm2d) else None,
-            drop=reading.drop,
-            act=reading.act,
-            device=reading.reference.device,
-            dtype=reading.reference.dtype,
-        )
-        layer = target.build(spec)
+        chosen = {"gn": groups or auto_groups(reading.channels), "in": reading.channels}.get(to)
+        site = NormSite(name, type(old).__name__, reading.channels, reading.eps)
         with torch.no_grad():
-            for name in ("weight", "bias"):
-                values, parameter = getattr(reading, name), layer._parameters.get(name)
-                if values is not None and parameter is not None:
-                    parameter.copy_(values)
+            layer = new_layer_(old, Decision(site, "converted", to, chosen, whitening="none"), None).layer
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_()
         return layer
 
     return swap_layers(model, lambda name, module: batchnorm.is_batch_norm(module), build).model

@@ -21,14 +21,15 @@ from normsurgeon.graph.skeleton import require_plain
 from normsurgeon.graph.trace import TracedModel, trace
 from normsurgeon.norms.batchnorm import is_batch_norm
 from normsurgeon.patterns import select
-from normsurgeon.reporting.text import html_table, plain_table
+from normsurgeon.render.document import Column, Document, Notes, Section, Table
+from normsurgeon.render.presentable import Presentable
 from normsurgeon.surgery.deciding import Decision, Request, decide, parse_target
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class ConversionPlan:
+class ConversionPlan(Presentable):
     """One decision a site, in the order in which data reaches the sites.
 
     Made by ``plan``; carried out by ``convert``. ``str(plan)`` is a table. ``followed`` says how the model can be
@@ -139,18 +140,19 @@ class ConversionPlan:
         """One line: the model, the target, and how many sites are converted, kept and refused."""
         return f"{self.model} → {self.target}: " + ", ".join(f"{n} {status}" for status, n in self.counts.items())
 
-    def __str__(self) -> str:
-        return f"{self.summary}\n{plain_table(_COLUMNS, map(_row, self.decisions))}"
+    @property
+    def table(self) -> Table:
+        """One row a site."""
+        titles = ("site", "from", "channels", "status", "to", "groups", "whitening", "reason")
+        rows = (
+            (d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason)
+            for d in self.decisions
+        )
+        return Table(tuple(map(Column, titles)), tuple(rows))
 
-    def _repr_html_(self) -> str:
-        return html_table(self.summary, _COLUMNS, map(_row, self.decisions))
-
-
-_COLUMNS = ("site", "from", "channels", "status", "to", "groups", "whitening", "reason")
-
-
-def _row(d: Decision) -> tuple[Any, ...]:
-    return d.name, d.site.class_name, d.site.channels, d.status, d.target, d.groups, d.whitening, d.reason
+    def document(self) -> Document:
+        """The sites, and what of the model was not followed."""
+        return Document("", self.summary, (Section("sites", "Sites", (self.table, Notes(self.notes))),))
 
 
 def plan(
@@ -177,7 +179,7 @@ def plan(
     balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
                     of the function for one forward pass of 64 small images (see ``surgery.balancing``)
     as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
-    example_inputs  what the model is called with, where its first layer or timm's configuration does not tell: a
+    example_inputs  what the model is called with, if that is not known from its first layer or timm's configuration: a
                     tensor, a tuple of arguments, a list (one argument), a dict of keyword arguments, ``(args,
                     kwargs)``, or a data loader, of which the first batch is taken
 

@@ -1,4 +1,4 @@
-"""Statistics of whitened features under synthetic images: what the running statistics alone do not tell.
+"""Statistics of whitened features under synthetic images: what the running statistics alone do not show.
 
 A batch norm's buffers say how each channel varies, not how channels vary together. Two facts more decide how well a
 per-sample norm can stand in: which channels' means rise and fall together from image to image, and which channels
@@ -165,9 +165,7 @@ def _batch_statistics(module: nn.Module, name: str | None, found: dict[str, Feat
             found[name] = _described(xhat)
         if reading.weight is not None and reading.bias is not None:
             xhat.mul_(per_channel(reading.weight, x)).add_(per_channel(reading.bias, x))
-        for part in (reading.drop, reading.act):
-            xhat = part(xhat) if part is not None else xhat
-        return xhat
+        return reading.finished(xhat)
 
     return forward
 

@@ -41,7 +41,7 @@ def replace_modules_(
     """Put each new module at every path of its old one, in place.
 
     ``touched``: parameters whose values were changed, whose optimizer state is stale. ``gained``: new parameters of
-    modules that stay, each beside the parameter whose group it joins.
+    modules that stay, each under the parameter whose group it joins.
 
     :raises ConversionError: when the model itself is to be replaced.
     """
@@ -89,8 +89,8 @@ def _update_optimizer(
             if parameter not in surviving:
                 successors.setdefault(parameter, []).extend(fresh)
                 fresh = []  # all of them in the place of the first
-    for beside, new_parameter in gained.items():
-        successors.setdefault(beside, [beside]).append(new_parameter)
+    for neighbour, new_parameter in gained.items():
+        successors.setdefault(neighbour, [neighbour]).append(new_parameter)
     seen: set[nn.Parameter] = set()
     for group in optimizer.param_groups:
         renewed = []

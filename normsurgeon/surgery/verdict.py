@@ -1,9 +1,9 @@
 """How much of the function is left with the norms that were asked for.
 
-Two measures. On the owner's own images: the converted network's outputs beside the original's. Without any, images are
+Two measures. On the owner's own images: the converted network's outputs against the original's. Without any, images are
 made up, and answers to them say little: they show nothing, and their features are not those that the running statistics
 describe. So there the norms are judged one by one, each on features that are brought to the moments which its running
-statistics promise, beside the fixed affine map that it stands in for. On EfficientNet-Lite0 that error is within a
+statistics promise, against the fixed affine map that it stands in for. On EfficientNet-Lite0 that error is within a
 quarter of the one on photographs (docs/decisions.md 12).
 """
 
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.calls import Call
 from normsurgeon.errors import UsageError
-from normsurgeon.graph.following import Followed, one_line
+from normsurgeon.graph.following import Followed
 from normsurgeon.graph.skeleton import seeded, shadow_of, tensors_in
-from normsurgeon.norms.layers import per_channel
-from normsurgeon.surgery.agreement import compare_logits
+from normsurgeon.norms.affine import Affine, Moments
+from normsurgeon.surgery.agreement import Agreement
 from normsurgeon.surgery.probing import synthetic_calls
-from normsurgeon.surgery.whitening import Affine, Moments
 
 NORM_IMAGES, OUTPUT_IMAGES = 32, 16
 """Size of the synthetic input, for the norms and for the outputs: together they cost one pass of 64 small images."""
@@ -223,7 +223,7 @@ def _measuring(
 
         def run(x: Tensor) -> Tensor:
             x = _with_moments(x, stand_in.moments) if promised else x
-            fixed = _applied(stand_in.fixed, x)
+            fixed = stand_in.fixed(x)
             for part in (getattr(module, "drop", None), getattr(module, "act", None)):
                 fixed = part(fixed) if isinstance(part, nn.Module) else fixed
             output = forward(x.clone())
@@ -238,11 +238,6 @@ def _measuring(
     yield
 
 
-def _applied(affine: Affine, x: Tensor) -> Tensor:
-    scale, shift = (per_channel(v.to(x.device, x.dtype), x) for v in (affine.scale, affine.shift))
-    return x * scale + shift
-
-
 def _with_moments(x: Tensor, moments: Moments) -> Tensor:
     """``x`` with each channel's mean and variance made those given; a channel that does not vary gets the mean."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -250,7 +245,7 @@ def _with_moments(x: Tensor, moments: Moments) -> Tensor:
     parts = [torch.var_mean(part.double(), axes, correction=0) for part in x.split(few, dim=1)]
     var, mean = (torch.cat(each) for each in zip(*parts, strict=True))
     scale = torch.where(var > 1e-12 * var.mean(), torch.sqrt(moments.var.to(x.device) / var.clamp_min(1e-30)), 0.0)
-    return _applied(Affine(scale, moments.mean.to(x.device) - scale * mean), x)
+    return Affine(scale, moments.mean.to(x.device) - scale * mean)(x)
 
 
 def _error(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> float:
@@ -277,6 +272,8 @@ def _as_classifiers(
     images = len(before[0])
     if len(before[0].argmax(1).unique()) < 2:
         return None, None, None  # an original that says the same of all of them is easily agreed with
-    same, kl = compare_logits(after[0].double().cpu(), before[0].double().cpu())
-    share = same / images
-    return share, math.sqrt(share * (1 - share) / images), max(kl / images, 0.0) if math.isfinite(kl) else kl
+    agreement = Agreement()
+    agreement.update(after[0], before[0])
+    share, kl = agreement.compute()
+    assert share is not None
+    return share, math.sqrt(share * (1 - share) / images), kl

@@ -8,13 +8,11 @@ Everything is computed in float64 and cast once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from normsurgeon.norms.batchnorm import BatchNormReading
+from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import Target
 
 GAIN = 2.0
@@ -27,64 +25,6 @@ as large moves a quarter as far (docs/decisions.md 13).
 
 CHUNK = 2**17
 """Weights that are scaled at a time: 1 MiB in float64."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Per-channel mean and variance of a norm's input over the data, each of shape (C,), float64."""
-
-    mean: Tensor
-    var: Tensor
-
-
-@dataclass(frozen=True)
-class Affine:
-    """``y = scale * x + shift`` per channel; both of shape (C,), float64."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def after(self, moments: Moments) -> Moments:
-        """The moments of the output for an input of the given moments."""
-        return Moments(self.scale * moments.mean + self.shift, self.scale.square() * moments.var)
-
-
-def moments_of(reading: BatchNormReading) -> Moments:
-    """The running statistics, float64."""
-    assert reading.mean is not None
-    assert reading.var is not None
-    return Moments(reading.mean.detach().double(), reading.var.detach().double())
-
-
-def whitener(reading: BatchNormReading) -> Affine:
-    """The batch norm without its gamma and beta: ``xhat = (x - mean) / sqrt(var + eps)``."""
-    moments = moments_of(reading)
-    scale = torch.rsqrt(moments.var + reading.eps)
-    return Affine(scale, -moments.mean * scale)
-
-
-def gamma_beta(reading: BatchNormReading) -> Affine:
-    """The batch norm's own affine; ones and zeros where it has none."""
-    reference = reading.mean if reading.mean is not None else reading.weight
-    if reference is None:
-        ones = torch.ones(reading.channels, dtype=torch.float64)
-        return Affine(ones, torch.zeros_like(ones))
-    ones = torch.ones_like(reference, dtype=torch.float64)
-    return Affine(
-        reading.weight.detach().double() if reading.weight is not None else ones,
-        reading.bias.detach().double() if reading.bias is not None else torch.zeros_like(ones),
-    )
-
-
-def compose(outer: Affine, inner: Affine) -> Affine:
-    """``outer(inner(x))``."""
-    return Affine(outer.scale * inner.scale, outer.scale * inner.shift + outer.shift)
-
-
-def behind(inner: Affine, whole: Affine) -> Affine:
-    """What has to come behind ``inner`` to make up ``whole``: ``compose(behind(inner, whole), inner) == whole``."""
-    scale = whole.scale / inner.scale
-    return Affine(scale, whole.shift - scale * inner.shift)
 
 
 def give_bias_(producer: nn.Module) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity import explaining
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, out_of_place
 from normsurgeon.analysis.sensitivity.explaining import Explained
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection, estimate
+from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import classifier_logits
 
 MEMORY = 512 * 2**20
@@ -37,7 +38,7 @@ def attribution(
     conductance            the part of ``f(x) − f(0)`` that flows through each value, integrated over ``steps`` steps
                            from the zero image (after pre-processing: the mean colour) to x (Dhamdhere et al.,
                            arXiv:1805.12233). ``details["convergence_delta"]``: layer → mean over images of
-                           ``|Σa − (f(x) − f(0))|``, near 0 where everything flows through this layer; beside a
+                           ``|Σa − (f(x) − f(0))|``, near 0 where everything flows through this layer; next to a
                            shortcut it also holds what the shortcut carries
     gradient_x_activation  ``a = y · ∂f/∂y``, y the layer's output
     feature_ablation       the layer's whole output set to zero, as one feature: ``|f(x) − f(x; y = 0)|``
@@ -58,10 +59,8 @@ def attribution(
         for images, labels in objective.run(method):
             calls: Counter[str] = Counter()
             size: Counter[str] = Counter()
-            with torch.no_grad(), _watched(selection.modules, calls, size):
-                logits = classifier_logits(model, images)
-            targets = objective.targets(logits, labels)
-            objective.loss_sum(logits, targets)  # refuses one that is not finite
+            with torch.no_grad(), listening(_counting(selection.modules, calls, size)):
+                logits, targets, _ = objective.forward(images, labels)
             failed |= {
                 layer: f"called {calls[layer]} times in one pass; captum explains one call"
                 for layer in selection.modules
@@ -75,7 +74,7 @@ def attribution(
                 found = _explain(method, forward, layers, images[part], targets[part], steps)
                 for layer, result in found.items():
                     if isinstance(result, Exception):
-                        failed[layer] = f"{type(result).__name__}: {' '.join(str(result).split())[:200]}"
+                        failed[layer] = one_line(result)
                         continue
                     if len(result[0]) != len(images[part]):
                         failed[layer] = f"its output has {len(result[0])} rows for {len(images[part])} images"
@@ -140,23 +139,12 @@ def _target_logits(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
     return logits_NK.gather(1, targets_N[:, None])[:, 0].cpu()
 
 
-@contextmanager
-def _watched(modules: dict[str, nn.Module], calls: Counter[str], size: Counter[str]) -> Iterator[None]:
-    """Count the modules' calls, and the bytes of what they return, while a model runs."""
+def _counting(modules: dict[str, nn.Module], calls: Counter[str], size: Counter[str]) -> Iterator[Tap]:
+    """Count the calls in which modules return a tensor, and the bytes of these."""
 
-    def watcher(layer: str) -> Callable[..., None]:
-        def watch(module: nn.Module, args: Any, output: Any) -> None:
-            calls[layer] += 1
-            if isinstance(output, Tensor):
-                size[layer] += output.numel() * output.element_size()
+    def count(layer: str, output: Tensor) -> None:
+        calls[layer] += 1
+        size[layer] += output.numel() * output.element_size()
 
-        return watch
-
-    hooks = []
-    try:
-        for layer, module in modules.items():
-            hooks.append(module.register_forward_hook(watcher(layer)))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for layer, module in modules.items():
+        yield module, "output", partial(count, layer)

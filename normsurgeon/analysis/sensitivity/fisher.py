@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective, cross_entropies
 from normsurgeon.analysis.sensitivity.selection import Selection
-from normsurgeon.inference.run import classifier_logits, logits_of
+from normsurgeon.inference.run import logits_of
 
 MEMORY = 256 * 2**20
 """Bytes that the per-sample gradients of one chunk may take."""
@@ -40,15 +41,13 @@ def fisher(objective: Objective, selection: Selection, *, memory: int = MEMORY) 
     with differentiable(model, tensors):
         for images, labels in objective.run("fisher"):
             with torch.no_grad():
-                logits = classifier_logits(model, images)
-                targets = objective.targets(logits, labels)
-                objective.loss_sum(logits, targets)  # refuses one that is not finite
+                _, targets, _ = objective.forward(images, labels)
             squares = None
             if details["per_sample"] == "vmap":
                 try:
                     squares = _all_at_once(objective, selection, images, targets, chunk)
                 except Exception as error:  # a foreign forward may be anything; the loop below needs less of it
-                    details = {"per_sample": "loop", "reason": " ".join(str(error).split())[:200]}
+                    details = {"per_sample": "loop", "reason": one_line(error, kind=False)}
             if squares is None:
                 squares = _one_by_one(objective, selection, images, targets)
             samples.append(squares.cpu())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable, generator_for
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
 from normsurgeon.errors import UsageError
-from normsurgeon.inference.run import classifier_logits, name_of
+from normsurgeon.inference.run import name_of
 
 
 def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 16, seed: int = 0) -> Sensitivity:
@@ -34,12 +35,11 @@ def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 1
     unused = set(range(len(tensors)))
     with differentiable(model, tensors):
         for images, labels in objective.run("hessian_trace"):
-            logits = classifier_logits(model, images)
-            loss = objective.loss_sum(logits, objective.targets(logits, labels))
+            _, _, loss = objective.forward(images, labels)
             try:
                 gradients = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
                 unused -= {number for number, gradient in enumerate(gradients) if gradient is not None}
-                del logits, loss
+                del loss
                 if not samples_KP.any():  # once, on the first batch
                     _require_second_derivatives(gradients)
                 samples_KP += _products(selection, gradients, probes, seed).cpu()
@@ -48,7 +48,7 @@ def hessian_trace(objective: Objective, selection: Selection, *, probes: int = 1
                     raise
                 raise UsageError(
                     f"hessian_trace: {name_of(model)} cannot be differentiated twice "
-                    f"({' '.join(str(error).split())[:140]}); try taylor and fisher"
+                    f"({one_line(error, kind=False)}); try taylor and fisher"
                 ) from error
     samples_KP /= objective.images
     layers, parameters = selection.scores(samples_KP)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
+from normsurgeon._util.checks import check_at_least
+from normsurgeon._util.progress import OnProgress
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.attribution import attribution
 from normsurgeon.analysis.sensitivity.borrowing import borrowed
@@ -45,7 +48,7 @@ def measure_sensitivity(
     seed: int = 0,
     max_batches: int | None = None,
     device: str | torch.device | None = None,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[Sensitivity, ...]:
     """How much the loss of a classifier depends on each layer and each parameter tensor, in eval mode.
 
@@ -64,7 +67,7 @@ def measure_sensitivity(
     seed         of probes and noise; the caller's own random state is left alone
     max_batches  only the first ones
     device       where to run; the model is put back afterwards. Default: where it is
-    on_progress  is told, after every batch, the method and how many images it has seen
+    on_progress  called with a Progress after each batch: the method and how many images it has seen
 
     A shared parameter is counted once, under its first name. Frozen parameters are measured like all others. The
     model is left as it was, with its values, flags, ``.grad`` and hooks, also after an error.
@@ -82,27 +85,23 @@ def measure_sensitivity(
     (['conv1.0', 'fc'], ['conv1.0.weight', 'fc.weight', 'fc.bias'], 'prediction')
     """
     methods = check_methods(methods)
-    for name, value, least in (("probes", probes, 1), ("draws", draws, 1), ("steps", steps, 2)):
-        if value < least:
-            raise UsageError(f"{name}={value} must be at least {least}")
+    check_at_least(1, probes=probes, draws=draws)
+    check_at_least(2, steps=steps)
     if not 0 < sigma < float("inf"):
         raise UsageError(f"sigma={sigma} must be positive; try 0.05, noise of a twentieth of the weights' size")
     selection = select_layers(model, layers)
     objective = Objective(model, batches, loss, max_batches, on_progress)
-
-    def measure(method: str) -> Sensitivity:
-        if method == "taylor":
-            return taylor(objective, selection)
-        if method == "fisher":
-            return fisher(objective, selection)
-        if method == "hessian_trace":
-            return hessian_trace(objective, selection, probes=probes, seed=seed)
-        if method == "noise":
-            return noise(objective, selection, draws=draws, sigma=sigma, seed=seed)
-        return attribution(objective, selection, method, steps=steps)
-
+    measures: dict[str, Callable[..., Sensitivity]] = {
+        "taylor": taylor,
+        "fisher": fisher,
+        "hessian_trace": partial(hessian_trace, probes=probes, seed=seed),
+        "noise": partial(noise, draws=draws, sigma=sigma, seed=seed),
+    }
     with borrowed(model, device):
-        return tuple(measure(method) for method in methods)
+        return tuple(
+            measures.get(method, partial(attribution, method=method, steps=steps))(objective, selection)
+            for method in methods
+        )
 
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
@@ -116,7 +115,5 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     chosen = (methods,) if isinstance(methods, str) else tuple(dict.fromkeys(methods))
     for method in chosen:
         if method not in METHODS:
-            close = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]}? There are" if close else "there are"
-            raise UsageError(f"unknown method {method!r}; {hint}: {', '.join(METHODS)}")
+            raise UsageError(f"unknown method {method!r}; {suggest(str(method), METHODS)}")
     return chosen

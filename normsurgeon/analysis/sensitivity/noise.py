@@ -35,9 +35,7 @@ def noise(
     base = 0.0
     with torch.no_grad():
         for images, labels in objective.run("noise"):
-            logits = classifier_logits(model, images)
-            targets = objective.targets(logits, labels)
-            objective.loss_sum(logits, targets)  # refuses one that is not finite
+            logits, targets, _ = objective.forward(images, labels)
             unchanged = _loss(logits, targets)
             base += unchanged
             for column, layer in enumerate(layers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.records import Score
 from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import name_of
@@ -102,7 +102,8 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None = None) -> Sele
     else:
         wanted = {layers} if isinstance(layers, str) else set(layers)
         for path in sorted(wanted - modules.keys()):
-            raise PatternError(f"{name_of(model)} has no layer {path!r}; {_nearest(path, list(modules))}")
+            otherwise = f"try one of its {len(modules)} module paths, as named_modules() gives them"
+            raise PatternError(f"{name_of(model)} has no layer {path!r}; {suggest(path, modules, otherwise)}")
     chosen = {path: module for path, module in modules.items() if path in wanted}
     owned = {}
     for path, module in chosen.items():
@@ -111,12 +112,3 @@ def select_layers(model: nn.Module, layers: Sequence[str] | None = None) -> Sele
         owned[path] = direct or tuple(name for name, owner in owners.items() if f"{owner}.".startswith(f"{home}."))
     counted = {name for names in owned.values() for name in names}
     return Selection(chosen, owned, {name: tensor for name, tensor in named.items() if name in counted})
-
-
-def _nearest(path: str, paths: list[str]) -> str:
-    close = difflib.get_close_matches(path, paths, n=3, cutoff=0.4)
-    return (
-        f"try {', '.join(close)}"
-        if close
-        else f"try one of its {len(paths)} module paths, as named_modules() gives them"
-    )

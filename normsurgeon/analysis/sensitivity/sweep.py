@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon._util.progress import OnProgress
+from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.records import SweepPoint
 from normsurgeon.analysis.sensitivity.borrowing import attribute, borrowed, restored
 from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective, cross_entropies
@@ -18,6 +19,7 @@ from normsurgeon.errors import PatternError, UsageError
 from normsurgeon.inference.run import classifier_logits, name_of
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import ChannelAffine
+from normsurgeon.patterns import shorten
 
 EPS_FACTORS = (0.1, 10.0, 1000.0)
 SCALE_FACTORS = (0.9, 1.1)
@@ -34,15 +36,15 @@ def sweep_norms(
     loss: Loss = "auto",
     max_batches: int | None = None,
     device: str | torch.device | None = None,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[SweepPoint, ...]:
     """Change one setting of one norm layer at a time, and see what the loss and the logits do.
 
     layers         paths of norm layers; None: all of them
     eps_factors    ``eps``: the layer's own times each of these (the point's ``value`` is the eps itself)
     scale_factors  ``scale``: the layer's weight times each of these (``value`` is the factor)
-    most_groups    ``groups``: other divisors of the channel count, where the layer has ``num_groups``; where there
-                   are more than this many, so many spread evenly over them, 1 and C included
+    most_groups    ``groups``: other divisors of the channel count, where the layer has ``num_groups``; if there
+                   are more than this, that many spread evenly over them, 1 and C included
 
     ``loss_change`` is the mean loss minus the unchanged network's, in nats, ``kl`` the mean
     KL(unchanged ‖ changed) of the softmaxes; None where logits are not finite. The other arguments are those of
@@ -68,9 +70,7 @@ def sweep_norms(
     sums = torch.zeros(len(settings), 2, dtype=torch.float64)
     with borrowed(model, device), torch.no_grad():
         for images, labels in objective.run("sweep"):
-            logits = classifier_logits(model, images)
-            targets = objective.targets(logits, labels)
-            objective.loss_sum(logits, targets)  # refuses one that is not finite
+            logits, targets, _ = objective.forward(images, labels)
             logits = logits.double()
             base = cross_entropies(logits, targets).sum()
             for row, (layer, setting, value) in zip(sums, settings, strict=True):
@@ -139,8 +139,8 @@ def _norm_sites(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.
         return sites
     wanted = {layers} if isinstance(layers, str) else set(layers)
     for path in sorted(wanted - sites.keys()):
-        close = difflib.get_close_matches(path, list(sites), n=3, cutoff=0.4) or list(sites)[:3]
-        raise PatternError(f"{name_of(model)} has no norm layer {path!r}; try {', '.join(close)}")
+        hint = suggest(path, sites, otherwise=f"there are: {shorten(sites)}")
+        raise PatternError(f"{name_of(model)} has no norm layer {path!r}; {hint}")
     return {path: module for path, module in sites.items() if path in wanted}
 
 

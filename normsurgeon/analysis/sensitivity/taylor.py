@@ -8,7 +8,6 @@ from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.borrowing import differentiable
 from normsurgeon.analysis.sensitivity.objective import Objective
 from normsurgeon.analysis.sensitivity.selection import Selection
-from normsurgeon.inference.run import classifier_logits
 
 
 def taylor(objective: Objective, selection: Selection) -> Sensitivity:
@@ -27,8 +26,7 @@ def taylor(objective: Objective, selection: Selection) -> Sensitivity:
     used = [False] * len(tensors)
     with differentiable(model, tensors):
         for images, labels in objective.run("taylor"):
-            logits = classifier_logits(model, images)
-            loss = objective.loss_sum(logits, objective.targets(logits, labels))
+            _, _, loss = objective.forward(images, labels)
             gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
             for number, gradient in enumerate(gradients):
                 if gradient is not None:
