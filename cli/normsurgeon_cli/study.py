@@ -56,7 +56,7 @@ def study(
         bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")
     ] = False,
 ) -> None:
-    """Train every cell of a grid of settings, and say what the norms differ in, with intervals.
+    """Train every cell of a grid of settings, and report what the norms differ in, with intervals.
 
     The same command goes on with a study that was stopped.
     """
