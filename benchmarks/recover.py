@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import torch
 from judging import Against, check, image_parser
@@ -51,13 +52,15 @@ def main() -> int:
         begin = time.perf_counter()
         result = ns.convert(model, to=target)
         row(f"{target}: converted", result.model, time.perf_counter() - begin)
-        row(f"{target}: + calibrated", result.model, ns.calibrate(result, fit).seconds)
-        done = ns.reconstruct(result, fit)
+        done: Any = ns.calibrate_(result, fit).history[-1]
+        row(f"{target}: + calibrated", result.model, done.seconds)
+        done = ns.reconstruct_(result, fit).history[-1]
         row(f"{target}: + reconstructed ({done.best_step} of {done.steps} updates kept)", result.model, done.seconds)
         if options.finetune:
-            settings = {"lr": 3e-5, "batch_size": 32, "mixup": 0.8, "cutmix": 1.0, "scale": (0.2, 1.0)}
+            settings: dict[str, Any] = {"lr": 3e-5, "batch_size": 32, "mixup": 0.8, "cutmix": 1.0, "scale": (0.2, 1.0)}
             tuned = ns.finetune(result, fit, steps=options.finetune, ce=0.0, **settings)
-            row(f"{target}: + fine-tuned ({tuned.steps} updates)", tuned.model, tuned.seconds)
+            done = tuned.history[-1]
+            row(f"{target}: + fine-tuned ({done.steps} updates)", tuned.model, done.seconds)
     print(f"\n{len(fit)} images fitted on, without labels; {JUDGED} judged by; seed {options.seed}")
     return 0
 

@@ -65,10 +65,10 @@ def main() -> None:
                 result = ns.convert(original, to=target)
                 swapped = top1(ns.plain_swap(original, target), test)
                 cells = [data, name, top1(original, test), target, swapped, top1(result.model, test)]
-                ns.calibrate(result, train, max_images=512)
+                ns.calibrate_(result, train, max_images=512)
                 cells.append(top1(result.model, test))
                 tuned = ns.finetune(result, train, steps=UPDATES[data] // 10, lr=5e-4, **common)
-                cells += [top1(tuned.model, test), f"{tuned.steps} of {UPDATES[data]}"]
+                cells += [top1(tuned.model, test), f"{UPDATES[data] // 10} of {UPDATES[data]}"]
                 print(row([*cells, f"{time.perf_counter() - begin:.0f}"]), flush=True)
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from normsurgeon.analysis.analyze import analyze as analyze
     from normsurgeon.analysis.report import Report as Report
     from normsurgeon.data.transforms import DataConfig as DataConfig
-    from normsurgeon.finetuning.finetune import Finetuned as Finetuned
+    from normsurgeon.finetuning.config import FinetuneConfig as FinetuneConfig
+    from normsurgeon.finetuning.curves import Curves as Curves
     from normsurgeon.finetuning.finetune import finetune as finetune
-    from normsurgeon.finetuning.history import History as History
+    from normsurgeon.finetuning.record import FinetuneRecord as FinetuneRecord
     from normsurgeon.graph.inspect import inspect as inspect
     from normsurgeon.graph.sites import NormSite as NormSite
     from normsurgeon.graph.sites import find_sites as find_sites
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
     from normsurgeon.models.checkpoint import save as save
     from normsurgeon.models.load import load as load
     from normsurgeon.norms.targets import TARGETS as TARGETS
-    from normsurgeon.recovery.calibrate import Calibration as Calibration
+    from normsurgeon.recovery.calibrate import CalibrationRecord as CalibrationRecord
     from normsurgeon.recovery.calibrate import calibrate as calibrate
-    from normsurgeon.recovery.reconstruct import Reconstruction as Reconstruction
+    from normsurgeon.recovery.calibrate import calibrate_ as calibrate_
+    from normsurgeon.recovery.config import ReconstructionConfig as ReconstructionConfig
+    from normsurgeon.recovery.reconstruct import ReconstructionRecord as ReconstructionRecord
     from normsurgeon.recovery.reconstruct import reconstruct as reconstruct
+    from normsurgeon.recovery.reconstruct import reconstruct_ as reconstruct_
     from normsurgeon.study.answer import Answer as Answer
     from normsurgeon.study.experiment import run_study as run_study
     from normsurgeon.surgery.convert import Conversion as Conversion
@@ -65,10 +69,13 @@ _HOME = {
     "Prediction": "inference.predict",
     "Predictions": "inference.predict",
     "predict": "inference.predict",
-    "Calibration": "recovery.calibrate",
+    "CalibrationRecord": "recovery.calibrate",
     "calibrate": "recovery.calibrate",
-    "Reconstruction": "recovery.reconstruct",
+    "calibrate_": "recovery.calibrate",
+    "ReconstructionConfig": "recovery.config",
+    "ReconstructionRecord": "recovery.reconstruct",
     "reconstruct": "recovery.reconstruct",
+    "reconstruct_": "recovery.reconstruct",
     "Report": "analysis.report",
     "ConversionPlan": "surgery.plan",
     "plan": "surgery.plan",
@@ -76,9 +83,10 @@ _HOME = {
     "convert": "surgery.convert",
     "convert_": "surgery.convert",
     "swap_layers": "surgery.swap_layers",
-    "Finetuned": "finetuning.finetune",
+    "Curves": "finetuning.curves",
+    "FinetuneConfig": "finetuning.config",
+    "FinetuneRecord": "finetuning.record",
     "finetune": "finetuning.finetune",
-    "History": "finetuning.history",
 }
 
 __all__ = ["NormSurgeonError", "__version__", *_HOME]

@@ -176,7 +176,7 @@ def test_conversion_doubles_the_scale_of_every_producers_weights_and_calibration
     assert any(site.folds for site in result.sites)
     for ratio in ratios():
         torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
-    ns.calibrate(result, [(torch.randn(40, 3, 16, 16), None)])
+    ns.calibrate_(result, [(torch.randn(40, 3, 16, 16), None)])
     for ratio in ratios():
         torch.testing.assert_close(ratio, torch.full_like(ratio, 4.0), rtol=1e-4, atol=0)
 

@@ -190,7 +190,7 @@ def test_batches_of_what_the_model_takes_calibrate_and_are_analyzed(form):
         batches = [((batch["image"], batch["other"]), None) for batch in batches]
     model = alive(Two())
     result = ns.convert(model, to="ln", example_inputs=(pairs[0][0], pairs[0][1]))
-    done = ns.calibrate(result, batches)
+    done = ns.calibrate_(result, batches).history[-1]
     assert (done.images, done.sites, done.balanced) == (80, 1, 1)
     with torch.no_grad():
         wanted, found = model.bn(model.conv(pairs[0][0])), result.model.bn(result.model.conv(pairs[0][0]))
@@ -207,10 +207,10 @@ def test_what_takes_images_alone_says_so_of_other_batches():
     ):
         ns.analyze(result, batches)
     with pytest.raises(UsageError, match="reconstruction takes images; try calibrate, which takes them"):
-        ns.reconstruct(result, batches)
+        ns.reconstruct_(result, batches)
     other = [*batches, {"image": X, "other": X, "scale": torch.ones(2)}]
     with pytest.raises(UsageError, match="the batches hold different arguments; give every batch the same ones"):
-        ns.calibrate(result, other, balance=False)
+        ns.calibrate_(result, other, balance=False)
 
 
 def test_a_list_is_one_argument():

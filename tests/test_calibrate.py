@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon._util.progress import Progress
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.hooks import listening
+from normsurgeon.models.checkpoint import origin_of
 from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import TARGETS
 from normsurgeon.recovery.matching import match_
@@ -43,7 +45,7 @@ def channel_moments(x_NCHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_every_sites_output_has_the_originals_mean_and_spread(convnet: ConvNet, target: str) -> None:
     x = images()
     result = ns.convert(convnet, to=target, balance=False)
-    ns.calibrate(result, [(x, None)])
+    ns.calibrate_(result, [(x, None)])
     before, after = stored_outputs(convnet, x), stored_outputs(result.model, x)
     for site in SITES:
         (mean, sd), (wanted_mean, wanted_sd) = channel_moments(after[site]), channel_moments(before[site])
@@ -56,7 +58,7 @@ def test_a_norm_with_its_own_activation_is_matched_before_it() -> None:
     assert type(original.bn1).__name__ == "BatchNormAct2d"
     x = images(32, 64)
     result = ns.convert(original, to="gn")
-    ns.calibrate(result, [x])
+    ns.calibrate_(result, [x])
     found: dict[str, torch.Tensor] = {}
     bn, new = original.bn1, result.model.bn1
     with torch.no_grad(), listening([(bn, "input", lambda t: found.__setitem__("x", t.clone()))]):
@@ -75,7 +77,7 @@ def test_the_answer_does_not_depend_on_the_batches(convnet: ConvNet) -> None:
     states = []
     for size in (48, 7):
         result = ns.convert(convnet, to="gn")
-        ns.calibrate(result, [(part, None) for part in x.split(size)])
+        ns.calibrate_(result, [(part, None) for part in x.split(size)])
         states.append(result.model.state_dict())
     for key, value in states[0].items():
         assert torch.allclose(value, states[1][key], rtol=1e-4, atol=1e-5), key
@@ -86,7 +88,7 @@ def test_three_forward_passes_whatever_the_depth(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
     convnet.register_forward_hook(lambda *_: calls.__setitem__("original", calls["original"] + 1))
     result.model.register_forward_hook(lambda *_: calls.__setitem__("converted", calls["converted"] + 1))
-    done = ns.calibrate(result, [images()])
+    done = ns.calibrate_(result, [images()]).history[-1]
     assert calls == {"original": 2, "converted": 1}
     assert done.forward_passes == 3
     assert (done.sites, done.balanced) == (3, 1)  # only conv1 has no other reader than its norm
@@ -96,7 +98,7 @@ def test_it_brings_the_logits_nearer_to_the_originals(convnet: ConvNet) -> None:
     x, unseen = images(), images(seed=2)
     result = ns.convert(convnet, to="gn", balance=False)
     before = ns.evaluate(result.model, [(unseen, None)], baseline=convnet).kl
-    ns.calibrate(result, [x])
+    ns.calibrate_(result, [x])
     after = ns.evaluate(result.model, [(unseen, None)], baseline=convnet).kl
     assert before is not None
     assert after is not None
@@ -104,17 +106,17 @@ def test_it_brings_the_logits_nearer_to_the_originals(convnet: ConvNet) -> None:
 
 
 def test_few_images_change_no_signs(convnet: ConvNet) -> None:
-    assert ns.calibrate(ns.convert(convnet, to="gn"), [images(8)]).balanced == 0
+    assert ns.calibrate_(ns.convert(convnet, to="gn"), [images(8)]).history[-1].balanced == 0
 
 
 def test_a_large_data_set_is_not_gone_through_unless_asked_for(convnet: ConvNet) -> None:
     many = list(images(600, side=6).split(64))
-    assert ns.calibrate(ns.convert(convnet, to="gn"), many).images == 512
-    assert ns.calibrate(ns.convert(convnet, to="gn"), many, max_images=600).images == 600
+    assert ns.calibrate_(ns.convert(convnet, to="gn"), many).history[-1].images == 512
+    assert ns.calibrate_(ns.convert(convnet, to="gn"), many, max_images=600).history[-1].images == 600
 
 
 def test_only_so_many_images_are_held_at_once(convnet: ConvNet) -> None:
-    done = ns.calibrate(ns.convert(convnet, to="gn"), [images()], matched_images=16)
+    done = ns.calibrate_(ns.convert(convnet, to="gn"), [images()], matched_images=16).history[-1]
     assert (done.images, done.matched_images) == (48, 16)
 
 
@@ -164,7 +166,7 @@ def test_the_original_and_everything_but_the_weights_stay_as_they_were(convnet: 
     result = ns.convert(convnet, to="gn")
     result.model.train()
     result.model.bn2.eval()
-    ns.calibrate(result, [images()])
+    ns.calibrate_(result, [images()])
     assert all(torch.equal(value, before[key]) for key, value in convnet.state_dict().items())
     assert result.model.training
     assert not result.model.bn2.training
@@ -178,12 +180,14 @@ def test_an_error_on_the_way_leaves_the_weights_as_they_were(convnet: ConvNet) -
     result = ns.convert(convnet, to="gn")
     before = {key: value.clone() for key, value in result.model.state_dict().items()}
 
-    def interrupt(step: str, done: int, total: int | None) -> None:
-        if step == "matching" and done == 5:  # three sites of the original are seen by then, and two are matched
+    def interrupt(progress: Progress) -> None:
+        if (
+            progress.stage == "matching" and progress.done == 5
+        ):  # three sites of the original are seen by then, and two are matched
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ns.calibrate(result, [images()], on_progress=interrupt)
+        ns.calibrate_(result, [images()], on_progress=interrupt)
     assert all(torch.equal(value, before[key]) for key, value in result.model.state_dict().items())
     assert result.history == []
     assert not any(module._forward_hooks for module in result.model.modules())
@@ -194,13 +198,13 @@ def test_what_was_done_travels_with_the_file(tmp_path: Path) -> None:
     for _ in range(30):
         original(x)  # statistics of these images, as a trained network has them
     result = ns.convert(original.eval(), to="gn")
-    done = ns.calibrate(result, [x])
+    done = ns.calibrate_(result, [x]).history[-1]
     path = ns.save(result, tmp_path / "gn.safetensors")
     loaded = ns.load(path)
     assert torch.equal(loaded(x), result.model(x))
-    assert json.loads(json.dumps(done.to_dict())) == done.to_dict() == result.history[0]
+    assert json.loads(json.dumps(done.to_dict())) == done.to_dict() == result.history[0].to_dict()
     # A loaded model carries its plan: calibrated again, with the original beside it, hardly anything is left to do.
-    again = ns.calibrate(loaded, [x], original=original, balance=False)
+    again = ns.calibrate_(loaded, [x], original=original, balance=False).history[-1]
     assert again.worst_error < 1e-3 < done.worst_error
 
 
@@ -210,19 +214,19 @@ def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
     with pytest.raises(
         UsageError, match=r"there is no original of ConvNet to follow .* try original=the BatchNorm model"
     ):
-        ns.calibrate(ns.convert_(randomise_(ConvNet()).eval(), to="gn"), [x])
+        ns.calibrate_(ns.convert_(randomise_(ConvNet()).eval(), to="gn"), [x])
     with pytest.raises(UsageError, match=r"ConvNet is no conversion: .* try result = normsurgeon.convert"):
-        ns.calibrate(result.model, [x], original=convnet)
+        ns.calibrate_(result.model, [x], original=convnet)
     with pytest.raises(UsageError, match="is the model itself"):
-        ns.calibrate(result, [x], original=result.model)
+        ns.calibrate_(result, [x], original=result.model)
     with pytest.raises(UsageError, match="test_resnet is not the original of this conversion: bn2 is not there in it"):
-        ns.calibrate(result, [x], original=nn_resnet_without("bn2"))
+        ns.calibrate_(result, [x], original=nn_resnet_without("bn2"))
     with pytest.raises(UsageError, match="an iterator, which can be passed over only once; try a list"):
-        ns.calibrate(result, iter([x]))
+        ns.calibrate_(result, iter([x]))
     with pytest.raises(DataError, match="there are no images in list of batches"):
-        ns.calibrate(result, [])
+        ns.calibrate_(result, [])
     with pytest.raises(UsageError, match="matched_images=0 must be at least 1"):
-        ns.calibrate(result, [x], matched_images=0)
+        ns.calibrate_(result, [x], matched_images=0)
 
 
 def nn_resnet_without(site: str) -> nn.Module:
@@ -240,3 +244,35 @@ def test_matching_affine_is_what_rebalancing_inverts() -> None:
     )
     assert torch.allclose(unit.scale, torch.full((2,), 2**0.5).double())
     assert torch.allclose(unit.shift, torch.full((2,), 2.0).double())
+
+
+@pytest.mark.parametrize("function", [ns.calibrate, ns.reconstruct])
+def test_a_new_conversion_is_returned_and_nothing_that_is_given_is_changed(function, convnet: ConvNet) -> None:
+    """The same as the twin in place, on a copy."""
+    result = ns.convert(convnet, to="gn", optimizer=torch.optim.SGD(convnet.parameters(), lr=0.1))
+    given = [{key: value.clone() for key, value in net.state_dict().items()} for net in (result.model, convnet)]
+    options = {} if function is ns.calibrate else {"steps": 2, "local_steps": 2, "batch_size": 8, "check_every": 1}
+    new = function(result, [images(40)], **options)
+    for net, state in zip((result.model, convnet), given, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert result.history == []
+    assert [record.to_dict()["event"] for record in new.history] == [function.__name__]
+    assert (new.plan, new.original, new.check) == (result.plan, convnet, result.check)
+    held = {id(p) for group in new.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in new.model.parameters()}
+    in_place = getattr(ns, f"{function.__name__}_")
+    assert in_place(result, [images(40)], **options) is result
+    assert all(torch.equal(value, new.model.state_dict()[key]) for key, value in result.model.state_dict().items())
+
+
+def test_a_network_without_a_plan_of_its_own_keeps_its_records(tmp_path: Path, convnet: ConvNet) -> None:
+    """A loaded model is calibrated: the record is in the result, on the model, and in the file, once each."""
+    result = ns.calibrate(ns.convert(convnet, to="gn"), [images(40)])
+    loaded = ns.load(ns.save(result, tmp_path / "one.safetensors", on_message=lambda text: None), model=convnet)
+    again = ns.calibrate(loaded, [images(40)], original=convnet, balance=False)
+    assert (again.plan, again.sites, len(again.history)) == (None, (), 1)
+    assert len(origin_of(loaded).history) == 1
+    path = ns.save(again, tmp_path / "two.safetensors", on_message=lambda text: None)
+    events = [dict(event) for event in origin_of(ns.load(path, model=convnet)).history]
+    assert events == [record.to_dict() for record in (*result.history, *again.history)]
+    assert len(origin_of(ns.load(path, model=convnet)).plans) == 1

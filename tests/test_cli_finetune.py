@@ -9,8 +9,11 @@ import sys
 
 import pytest
 from normsurgeon_cli.app import app
-from normsurgeon_cli.finetune import _Follower
+from normsurgeon_cli.finetune import Figures
 from typer.testing import CliRunner
+
+from normsurgeon._util.progress import Progress
+from normsurgeon.finetuning.config import FinetuneConfig
 
 BASE = ("finetune", "test_resnet", "--random-init", "--num-classes", "10", "--data", "digits", "--device", "cpu")
 
@@ -57,7 +60,7 @@ def test_resume_goes_on_and_a_second_start_is_refused(run, tmp_path):
     assert "going on after update 2 of 2" in resumed.stderr
     changed = run(*BASE, "--steps", "2", "-o", tmp_path, "--resume", "--lr", "0.1", "--seed", "3")
     assert changed.exit_code == 2
-    assert "was started otherwise: lr (5e-05 → 0.1), seed (0 → 3)" in changed.stderr
+    assert "was started with other settings: lr (5e-05 → 0.1), seed (0 → 3)" in changed.stderr
 
 
 def test_without_a_folder_it_says_that_nothing_was_written(run):
@@ -97,15 +100,29 @@ def test_help_imports_no_torch():
 
 
 def test_the_live_line_says_loss_accuracy_and_speed():
-    shown = []
-    follow = _Follower(lambda done, total, figures: shown.append((done, total, figures)))
-    follow({"step": 0, "steps": 9, "validation": True, "top1": 0.5, "loss": 1.0})
-    follow({"step": 1, "steps": 9, "loss": 2.0, "images": 64})
-    follow({"step": 2, "steps": 9, "loss": 1.0, "images": 64})
-    assert shown[0] == (0, 9, "top-1 50.0 %")
-    assert shown[1] == (1, 9, "loss 2.0000  top-1 50.0 %")
-    assert shown[2][2].startswith("loss 1.9000  top-1 50.0 %  ")
-    assert shown[2][2].endswith(" images/s")
+    figures = Figures()
+    assert figures(Progress("validating", 0, 9, {"top1": 0.5, "loss": 1.0})) == "top-1 50.0 %"
+    assert figures(Progress("fine-tuning", 1, 9, {"loss": 2.0, "images": 64})) == "loss 2.0000  top-1 50.0 %"
+    shown = figures(Progress("fine-tuning", 2, 9, {"loss": 1.0, "images": 64}))
+    assert shown.startswith("loss 1.9000  top-1 50.0 %  ")
+    assert shown.endswith(" images/s")
+
+
+def test_every_setting_is_an_option_with_its_default_and_description(run):
+    shown = " ".join(run("finetune", "--help").stdout.replace("│", " ").split())
+    for name, field in FinetuneConfig.model_fields.items():
+        option = {"train_what": "train", "trackers": "tracker"}.get(name, name)
+        assert f"--{option.replace('_', '-')}" in shown
+        assert " ".join(field.description.split()[:3]) in shown
+
+
+def test_a_flag_a_pair_and_a_repeated_option_reach_the_run(run):
+    given = ("--no-augment", "--scale", "0.5", "--ratio", "0.9", "1.1", "--channels-last", "--train", "norms")
+    done = run(*BASE, "--steps", "1", *given, "--json")
+    assert done.exit_code == 0, done.stderr
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["augment"], settings["scale"], settings["ratio"]) == (False, [0.5, 1.0], [0.9, 1.1])
+    assert (settings["channels_last"], settings["train_what"], settings["trackers"]) == (True, "norms", [])
 
 
 @pytest.mark.parametrize(

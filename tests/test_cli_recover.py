@@ -45,4 +45,4 @@ def test_data_that_is_not_there_is_one_line_and_no_file(digits_network: Path, tm
 def test_steps_without_reconstruct_are_refused(digits_network: Path) -> None:
     done = run("convert", str(digits_network), "--to", "gn", "--steps", "3")
     assert done.exit_code == 2
-    assert "--steps 3 says how long to reconstruct: add --reconstruct DATA, or leave it out" in done.stderr
+    assert "--steps 3 is of --reconstruct: add --reconstruct DATA, or leave it out" in done.stderr

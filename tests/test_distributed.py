@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import normsurgeon as ns
+from normsurgeon._util.progress import Progress
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.distributed import Shard, alone, gather, own_device, own_shard, together
 from normsurgeon.errors import DataError, ProcessError
@@ -79,10 +80,12 @@ def calibrations() -> dict[str, Any]:
         ("digits", "digits", {"batch_size": 8, "max_images": 45}),
     ):
         result = ns.convert(networks()[0], to="gn")
-        done = ns.calibrate(result, data, **options)
+        done = ns.calibrate_(result, data, **options).history[-1]
         found[name] = {**done.to_dict(), "weights": result.model.state_dict()}
     result = ns.convert(randomise_(seeded(ConvNet)).eval(), to="gn")  # more images than the means of which are kept
-    done = ns.calibrate(result, [smooth(700, side=6), smooth(401, seed=2, side=6)], max_images=1100, matched_images=9)
+    done = ns.calibrate_(
+        result, [smooth(700, side=6), smooth(401, seed=2, side=6)], max_images=1100, matched_images=9
+    ).history[-1]
     found["thinned"] = {**done.to_dict(), "weights": result.model.state_dict()}
     return found
 
@@ -158,8 +161,8 @@ def failures() -> dict[str, str]:
     converted = ns.convert(model, to="gn")
     before = {key: value.clone() for key, value in converted.model.state_dict().items()}
 
-    def stumble(step: str, done: int, total: int | None) -> None:
-        if step == "matching" and done == 20 and own_shard().rank == own_shard().world - 1:
+    def stumble(progress: Progress) -> None:
+        if progress.stage == "matching" and progress.done == 20 and own_shard().rank == own_shard().world - 1:
             raise RuntimeError("out of memory\nhere")
 
     found = {}
@@ -170,8 +173,8 @@ def failures() -> dict[str, str]:
         ("a wrong label in the second process", lambda: ns.evaluate(model, second_only)),
         ("labels in one batch only", lambda: ns.evaluate(model, [*batches(2), *batches(2, labels=False)])),
         ("nothing to analyze", lambda: ns.analyze(model, [torch.full((3, 3, 32, 32), torch.nan)], only=["statistics"])),
-        ("nothing to calibrate on", lambda: ns.calibrate(converted, torn(8))),
-        ("an error between two norms", lambda: ns.calibrate(converted, [smooth(40)], on_progress=stumble)),
+        ("nothing to calibrate on", lambda: ns.calibrate_(converted, torn(8))),
+        ("an error between two norms", lambda: ns.calibrate_(converted, [smooth(40)], on_progress=stumble)),
     ):
         try:
             job()

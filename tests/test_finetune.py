@@ -54,17 +54,18 @@ def test_a_conversion_is_recovered_without_labels_and_the_callers_things_stay_as
     assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
     for now, then in zip((given, convnet), before, strict=True):
         assert all(torch.equal(value, then[key]) for key, value in now.state_dict().items())
-    assert tuned.result is result
-    assert result.model is tuned.model
-    assert tuned.after.kl < 0.7 * tuned.before.kl
+    assert isinstance(tuned, ns.Conversion)
+    assert result.history == []
+    assert tuned.model is not result.model
+    assert tuned.history[-1].after.kl < 0.7 * tuned.history[-1].before.kl
     assert not any(m._forward_hooks for net in (convnet, tuned.model) for m in net.modules())
     assert [p.requires_grad for p in tuned.model.parameters()] == [p.requires_grad for p in given.parameters()]
     assert torch.equal(tuned.model.bn1.weight, given.bn1.weight)
-    assert tuned.conversion.original is convnet
-    event = tuned.conversion.history[-1]
+    assert tuned.original is convnet
+    event = tuned.history[-1].to_dict()
     assert (event["event"], event["steps"], event["settings"]["lr"]) == ("finetune", 30, 3e-3)
     assert json.loads(json.dumps(event)) == event
-    path = ns.save(tuned.result, tmp_path / "gn.safetensors", on_message=lambda text: None)
+    path = ns.save(tuned, tmp_path / "gn.safetensors", on_message=lambda text: None)
     loaded = ns.load(path, model=convnet)
     assert torch.equal(loaded(images()), tuned.model.eval()(images()))
 
@@ -79,7 +80,7 @@ def test_one_update_of_sgd_is_the_formula(convnet):
     for (name, p), q in zip(by_hand.named_parameters(), tuned.model.parameters(), strict=True):
         assert torch.allclose(p - 0.1 * p.grad, q, atol=1e-12), name
     norm = torch.cat([p.grad.flatten() for p in by_hand.parameters()]).norm().item()
-    assert tuned.history.steps[0]["grad_norm"] == pytest.approx(norm)
+    assert tuned.history[-1].curves.steps[0]["grad_norm"] == pytest.approx(norm)
 
 
 def test_micro_batches_add_up_to_the_batch(convnet):
@@ -91,7 +92,7 @@ def test_micro_batches_add_up_to_the_batch(convnet):
     ]
     for other in runs[1:]:
         assert differ_at_most(weights_of(runs[0].model), weights_of(other.model)) < 1e-12
-        assert other.history.steps[-1]["loss"] == pytest.approx(runs[0].history.steps[-1]["loss"])
+        assert other.history[-1].curves.steps[-1]["loss"] == pytest.approx(runs[0].history[-1].curves.steps[-1]["loss"])
 
 
 class Small(nn.Module):
@@ -152,14 +153,14 @@ def test_the_best_network_on_the_validation_images_is_the_one_that_comes_back(co
     net = converted(convnet, "ln").model
     data = [(images(), labels())]
     tuned = ns.finetune(net, data, data, epochs=12, batch_size=16, lr=0.02, **STEADY)
-    rows = tuned.history.epochs
+    rows = tuned.history[-1].curves.epochs
     assert [row["step"] for row in rows] == list(range(13))
     best = max(rows, key=lambda row: (row["top1"], -row["loss"]))
-    assert tuned.best["step"] == best["step"]
+    assert tuned.history[-1].best["step"] == best["step"]
     again = ns.evaluate(tuned.model, data)
     assert (again.top1, again.loss) == (pytest.approx(best["top1"]), pytest.approx(best["loss"]))
-    assert (tuned.after.top1, tuned.after.loss) == (best["top1"], best["loss"])
-    assert tuned.before.loss == pytest.approx(ns.evaluate(net, data).loss)
+    assert (tuned.history[-1].after.top1, tuned.history[-1].after.loss) == (best["top1"], best["loss"])
+    assert tuned.history[-1].before.loss == pytest.approx(ns.evaluate(net, data).loss)
 
 
 def test_a_run_that_only_makes_it_worse_gives_the_network_back_as_it_was(convnet):
@@ -167,8 +168,8 @@ def test_a_run_that_only_makes_it_worse_gives_the_network_back_as_it_was(convnet
     given = result.model
     data = [(images(), None)]
     tuned = ns.finetune(result, data, data, steps=2, lr=10.0, **STEADY)
-    assert tuned.best["step"] == 0
-    assert tuned.after.kl == tuned.before.kl < tuned.history.epochs[-1]["kl"]
+    assert tuned.history[-1].best["step"] == 0
+    assert tuned.history[-1].after.kl == tuned.history[-1].before.kl < tuned.history[-1].curves.epochs[-1]["kl"]
     assert all(torch.equal(p, q) for p, q in zip(tuned.model.parameters(), given.parameters(), strict=True))
 
 
@@ -185,8 +186,8 @@ def test_a_new_head_learns_other_classes_and_the_network_loads(tmp_path):
     x = torch.randn(8, 3, 32, 32)
     tuned = ns.finetune(result, [(x, labels(8, 3))], num_classes=3, steps=2, device="cpu")
     assert tuned.model(x).shape == (8, 3)
-    assert "kl" not in tuned.history.steps[0]
-    loaded = ns.load(ns.save(tuned.result, tmp_path / "three.safetensors"))
+    assert "kl" not in tuned.history[-1].curves.steps[0]
+    loaded = ns.load(ns.save(tuned, tmp_path / "three.safetensors"))
     assert torch.equal(loaded(x), tuned.model.eval()(x))
 
 
@@ -213,7 +214,7 @@ def test_every_regulariser_runs_and_is_told(convnet):
         channels_last=True,
         device="cpu",
     )
-    row = tuned.history.steps[0]
+    row = tuned.history[-1].curves.steps[0]
     parts = 1.0 * row["ce"] + 1.0 * row["kl"] + 0.5 * row["features"] + 0.1 * row["distance"]
     assert row["loss"] == pytest.approx(parts, rel=1e-5)
     assert 0 < row["distance"] <= 1
@@ -226,7 +227,8 @@ def test_the_distance_term_moves_the_features_of_layers_apart(convnet):
     data = [(images().abs(), labels())]
     similarity = [
         ns.finetune(net, data, steps=30, lr=3e-3, distance=weight, distance_layers="bn[13]", **STEADY)
-        .history.steps[-1]
+        .history[-1]
+        .curves.steps[-1]
         .get("distance")
         for weight in (1e-9, 20.0)
     ]
@@ -241,7 +243,7 @@ def test_an_image_that_cannot_be_read_is_named_and_another_stands_in(convnet, tm
     (tmp_path / "2.png").write_bytes(b"no image")
     result = converted(convnet, "gn")
     tuned = ns.finetune(result, str(tmp_path), steps=2, batch_size=4, device="cpu")
-    assert tuned.skipped == ("2.png",)
+    assert tuned.history[-1].skipped == ("2.png",)
     for path in tmp_path.glob("*.png"):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"^none of the 4 images of \S+ can be read; the last one: "):
@@ -309,7 +311,7 @@ def test_a_source_and_batches_are_both_data(convnet):
     assert isinstance(source, ImageSource)
     convnet.pretrained_cfg = {"input_size": (3, 12, 12), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     tuned = ns.finetune(convnet, source, "digits", steps=2, device="cpu")
-    assert tuned.after.images == 360
+    assert tuned.history[-1].after.images == 360
 
 
 def test_the_last_network_is_given_where_none_is_to_be_picked(convnet, tmp_path):
@@ -319,10 +321,10 @@ def test_the_last_network_is_given_where_none_is_to_be_picked(convnet, tmp_path)
     ruined = {"steps": 20, "lr": 0.05, "opt": "sgd", **STEADY}
     best = ns.finetune(convnet, train, val, **ruined)
     last = ns.finetune(convnet, train, val, keep="last", output=tmp_path, **ruined)
-    assert best.best["step"] == 0
-    assert last.best is None
-    assert last.after.loss > best.after.loss
-    assert last.after.loss == pytest.approx(ns.evaluate(last.model, val).loss)
+    assert best.history[-1].best["step"] == 0
+    assert last.history[-1].best is None
+    assert last.history[-1].after.loss > best.history[-1].after.loss
+    assert last.history[-1].after.loss == pytest.approx(ns.evaluate(last.model, val).loss)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "last.safetensors", "state.pt"]
 
 
@@ -345,10 +347,10 @@ def test_a_torch_dataset_trains_and_its_randomness_is_the_runs(convnet):
     first = ns.finetune(convnet, Noisy(), Noisy(), **settings)
     torch.manual_seed(2)
     second = ns.finetune(convnet, Noisy(), **settings)
-    assert first.history.column("loss") == second.history.column("loss")
-    assert first.after.images == 16
+    assert first.history[-1].curves.column("loss") == second.history[-1].curves.column("loss")
+    assert first.history[-1].after.images == 16
     plain = ns.finetune(convnet, [(Noisy().images, labels())], **settings)
-    assert plain.history.column("loss") != first.history.column("loss")
+    assert plain.history[-1].curves.column("loss") != first.history[-1].curves.column("loss")
 
 
 def test_a_dataset_is_checked_before_it_trains(convnet):

@@ -178,11 +178,11 @@ def test_resuming_freezes_the_same(convnet, tmp_path, again):
     convnet.train()
     convnet.bn1.requires_grad_(False)
     convnet.bn2.eval()
-    settings = {**STEPS, "steps": 4, "say": lambda text: None, "ema": None if again == "as it was" else 0.5}
+    settings = {**STEPS, "steps": 4, "on_message": lambda text: None, "ema": None if again == "as it was" else 0.5}
     whole = ns.finetune(convnet, batches(), **settings).model
 
     def stop(update):
-        if update["step"] == 2:
+        if update.done == 2:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(TrainingStopped, match="SIGINT"):

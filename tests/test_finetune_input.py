@@ -54,15 +54,13 @@ def test_a_label_that_only_reading_shows(net):
 
 def test_data_of_another_number_of_classes_offers_to_reset_the_head(tmp_path):
     wide = timm.create_model("test_resnet")
-    text = (
-        r"^digits has 10 classes and the network tells 1000 apart; num_classes=10 \(--num-classes 10\) resets the head$"
-    )
+    text = r"^digits has 10 classes and the network 1000; num_classes=10 \(--num-classes 10\) resets the head$"
     with pytest.raises(UsageError, match=text):
         tune(wide, "digits")
     for name in ("cat", "dog", "eel"):
         put(tmp_path / name / "1.png")
     narrow = timm.create_model("test_resnet", num_classes=2)
-    with pytest.raises(UsageError, match=r"^\S+ has 3 classes and the network tells 2 apart; num_classes=3 "):
+    with pytest.raises(UsageError, match=r"^\S+ has 3 classes and the network 2; num_classes=3 "):
         tune(narrow, str(tmp_path))
     assert tune(narrow, str(tmp_path), num_classes=3).model.num_classes == 3
 
@@ -70,7 +68,7 @@ def test_data_of_another_number_of_classes_offers_to_reset_the_head(tmp_path):
 def test_synset_folders_are_part_of_imagenet_and_no_mismatch(tmp_path):
     for name in ("n01440764", "n01484850"):
         put(tmp_path / name / "1.png")
-    assert tune(timm.create_model("test_resnet"), str(tmp_path)).steps == 1
+    assert tune(timm.create_model("test_resnet"), str(tmp_path)).history[-1].steps == 1
 
 
 def test_an_empty_split(net, tmp_path):
@@ -91,7 +89,7 @@ def test_a_folder_in_splits_gives_its_training_and_its_held_out_part(net, tmp_pa
             for number in range(count):
                 put(tmp_path / split / str(name) / f"{number}.png")
     tuned = ns.finetune(net, str(tmp_path), str(tmp_path), steps=1, batch_size=30, device="cpu")
-    assert (tuned.images, tuned.after.images) == (30, 20)
+    assert (tuned.history[-1].images, tuned.history[-1].after.images) == (30, 20)
 
 
 def test_a_stream_has_no_order_to_shuffle(net):
@@ -115,7 +113,7 @@ def test_a_teacher_of_another_architecture_or_with_other_classes(net):
         tune(net, batch(), teacher=other)
     with pytest.raises(
         UsageError,
-        match=r"^the teacher test_resnet tells 7 classes apart and the network 10; try a teacher with the same head, o",
+        match=r"^the teacher test_resnet has 7 classes and the network 10; try a teacher with the same head, o",
     ):
         tune(net, batch(), teacher=timm.create_model("test_resnet", num_classes=7))
 
@@ -145,7 +143,7 @@ def test_objectives_without_what_they_take(net):
     ):
         tune(net, batch(), kl=2.0)
     with pytest.raises(
-        UsageError, match=r"^progressive conversion starts from the batch norm original: hand in what conv"
+        UsageError, match=r"^progressive conversion starts from the batch norm original: give it what conver"
     ):
         tune(net, batch(), progressive=0.5)
 
@@ -184,7 +182,7 @@ def test_batches_of_a_models_arguments_judge_and_do_not_train(net, inputs):
         tune(net, [(inputs, labels)])
     data = batch()
     told = [
-        ns.finetune(net, data, [(each, labels)], teacher=net, steps=2, device="cpu").after
+        ns.finetune(net, data, [(each, labels)], teacher=net, steps=2, device="cpu").history[-1].after
         for each in (inputs, torch.zeros(2, 3, 8, 8))
     ]
     assert (told[0].kl, told[0].loss) == (told[1].kl, told[1].loss)

@@ -18,7 +18,6 @@ from torch import nn
 
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, TrainingStopped, UsageError, WriteError
-from normsurgeon.finetuning.config import Settings
 
 HERE = Path(__file__)
 FILES = ("last.safetensors", "best.safetensors")
@@ -47,7 +46,14 @@ def job(folder, resume=False, **changes):
     }
     data = ns_digits(128)
     return ns.finetune(
-        converted(), data, ns_digits(32), output=folder, resume=resume, device="cpu", say=lambda text: None, **settings
+        converted(),
+        data,
+        ns_digits(32),
+        output=folder,
+        resume=resume,
+        device="cpu",
+        on_message=lambda text: None,
+        **settings,
     )
 
 
@@ -147,7 +153,7 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_result_of_an_uninterrupte
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, name):
     def stop(row):
-        if row["step"] == 7 and "validation" not in row:
+        if row.done == 7 and row.stage == "fine-tuning":
             os.kill(os.getpid(), getattr(signal, name))
 
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -162,12 +168,19 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     told = []
     tuned = ns.finetune(
-        converted(), ns_digits(64), output=tmp_path, resume=True, steps=24, batch_size=16, device="cpu", say=told.append
+        converted(),
+        ns_digits(64),
+        output=tmp_path,
+        resume=True,
+        steps=24,
+        batch_size=16,
+        device="cpu",
+        on_message=told.append,
     )
     assert told == [f"going on after update 7 of 24 in {tmp_path}"]
     whole = ns.finetune(converted(), ns_digits(64), steps=24, batch_size=16, device="cpu")
     assert all(torch.equal(p, q) for p, q in zip(tuned.model.parameters(), whole.model.parameters(), strict=True))
-    rows = [[(row["step"], row["loss"]) for row in each.history.steps] for each in (tuned, whole)]
+    rows = [[(row["step"], row["loss"]) for row in each.history[-1].curves.steps] for each in (tuned, whole)]
     assert rows[0] == rows[1]
 
 
@@ -181,7 +194,7 @@ def test_without_a_folder_a_stopped_run_says_that_nothing_is_saved(tmp_path):
             ns_digits(64),
             steps=9,
             batch_size=16,
-            on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 2 else None,
+            on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row.done == 2 else None,
             device="cpu",
         )
 
@@ -189,16 +202,16 @@ def test_without_a_folder_a_stopped_run_says_that_nothing_is_saved(tmp_path):
 def test_a_finished_run_resumed_is_the_same_result(tmp_path):
     first = job(tmp_path, steps=4)
     again = job(tmp_path, resume=True, steps=4)
-    assert again.steps == 4
+    assert again.history[-1].steps == 4
     assert all(torch.equal(p, q) for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True))
-    assert again.history == first.history
-    assert (again.after, again.best) == (first.after, first.best)
+    assert again.history[-1].curves == first.history[-1].curves
+    assert (again.history[-1].after, again.history[-1].best) == (first.history[-1].after, first.history[-1].best)
 
 
 def test_resume_before_anything_was_saved_starts_at_the_beginning(tmp_path):
     told = []
     data = ns_digits(32)
-    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", say=told.append)
+    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", on_message=told.append)
     assert told == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
 
 
@@ -215,19 +228,24 @@ def test_a_resume_with_changed_settings_says_which(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(
         UsageError,
-        match=r"^the run in \S+ was started otherwise: steps \(2 → 3\), lr \(5e-05 → 0\.1\); go on with what it was ",
+        match=r"^the run in \S+ was started with other settings: steps \(2 → 3\), lr \(5e-05 → 0\.1\); go on with ",
     ):
         job(tmp_path, resume=True, steps=3, lr=0.1)
-    with pytest.raises(UsageError, match=r"was started otherwise: images \(128 → 64\); "):
+    with pytest.raises(UsageError, match=r"was started with other settings: images \(128 → 64\); "):
         ns.finetune(
             converted(),
             ns_digits(64),
             output=tmp_path,
             resume=True,
             device="cpu",
-            settings=Settings(
-                steps=2, batch_size=16, mixup=0.4, drop=0.3, drop_path=0.2, reprob=0.5, ema=0.9, progressive=0.5
-            ),
+            steps=2,
+            batch_size=16,
+            mixup=0.4,
+            drop=0.3,
+            drop_path=0.2,
+            reprob=0.5,
+            ema=0.9,
+            progressive=0.5,
         )
     job(tmp_path, resume=True, steps=2, checkpoint_minutes=5.0)
 
@@ -237,7 +255,7 @@ def test_a_damaged_state_is_one_line(tmp_path):
     whole = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
-        CheckpointError, match=r"^\S+state\.pt cannot be read \(\w+\); try another folder, or start anew in "
+        CheckpointError, match=r"^\S+state\.pt cannot be read \(\w+\); try another folder, or move the file away and st"
     ):
         job(tmp_path, resume=True, steps=2)
 
@@ -259,7 +277,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypat
     monkeypatch.undo()
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", "best.safetensors"}
-    assert job(tmp_path, resume=True, steps=6).steps == 6
+    assert job(tmp_path, resume=True, steps=6).history[-1].steps == 6
 
 
 def pair(folder: Path, **changes) -> None:
@@ -267,11 +285,15 @@ def pair(folder: Path, **changes) -> None:
     torch.set_num_threads(1)
     settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "opt": "momentum", "lr": 0.01, **changes}
     tuned = ns.finetune(
-        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", say=lambda text: None, **settings
+        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", on_message=lambda text: None, **settings
     )
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(
-            {"loss": [row["loss"] for row in tuned.history.steps], "after": tuned.after.to_dict()}, folder / "told"
+            {
+                "loss": [row["loss"] for row in tuned.history[-1].curves.steps],
+                "after": tuned.history[-1].after.to_dict(),
+            },
+            folder / "told",
         )
 
 
@@ -301,7 +323,7 @@ def shards(folder: Path) -> None:
 
     finetuning.launch = launch
     with pytest.raises(TrainingStopped, match=r"after update 3 of 6"):
-        pair(folder, on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row["step"] == 3 else None)
+        pair(folder, on_progress=lambda row: os.kill(os.getpid(), signal.SIGTERM) if row.done == 3 else None)
     pair(folder, resume=True)
 
 

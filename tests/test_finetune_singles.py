@@ -64,7 +64,9 @@ def test_a_batch_of_one_at_a_batch_norm_names_it_and_offers_a_batch_that_trains(
     if "batch_size" in larger:
         offered = int(larger.partition("=")[2].split()[0])
         assert (
-            ns.finetune(net, batches(16), on_message=said.append, **STEPS, **{**settings, "batch_size": offered}).steps
+            ns.finetune(net, batches(16), on_message=said.append, **STEPS, **{**settings, "batch_size": offered})
+            .history[-1]
+            .steps
             == 3
         )
 
@@ -81,14 +83,14 @@ def test_where_memory_holds_one_image_no_batch_size_is_offered():
 def test_what_is_offered_helps():
     frozen = Pooled()
     frozen.neck.requires_grad_(False)
-    assert ns.finetune(frozen, batches(1), **STEPS).steps == 3
+    assert ns.finetune(frozen, batches(1), **STEPS).history[-1].steps == 3
     bare = Pooled(nn.BatchNorm1d(4, affine=False)).train()
     with pytest.raises(TrainingError, match=r"freezing it \(its eval\(\), in a network in training mode\), or conver"):
         ns.finetune(bare, batches(1), **STEPS)
     bare.neck[0].eval()
-    assert ns.finetune(bare, batches(1), on_message=lambda text: None, **STEPS).steps == 3
+    assert ns.finetune(bare, batches(1), on_message=lambda text: None, **STEPS).history[-1].steps == 3
     converted = ns.convert(Pooled().eval(), to="gn", groups=1, example_inputs=torch.zeros(2, 3, 8, 8))
-    assert ns.finetune(converted, batches(1), **STEPS).steps == 3
+    assert ns.finetune(converted, batches(1), **STEPS).history[-1].steps == 3
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ class Shrinking(Pooled):
 
 
 def test_an_error_in_the_middle_of_a_run_keeps_what_was_saved(tmp_path):
-    settings = {**STEPS, "checkpoint_minutes": 0.0, "say": lambda text: None}
+    settings = {**STEPS, "checkpoint_minutes": 0.0, "on_message": lambda text: None}
     with pytest.raises(TrainingError, match=rf"{CONVERT}; the state after update 2 is kept in \S+$"):
         ns.finetune(Shrinking(), batches(2), output=tmp_path, **settings)
 

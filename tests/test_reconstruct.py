@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon._util.progress import Progress
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.splitting import split_numbers, split_source
 from normsurgeon.errors import DataError, TrainingError, UsageError
@@ -34,7 +35,7 @@ def test_the_network_comes_nearer_to_the_original_on_images_that_it_never_saw(co
     result = ns.convert(convnet, to="gn", balance=False)
     unseen = [(images(seed=9), None)]
     before = ns.evaluate(result.model, unseen, baseline=convnet).kl
-    done = ns.reconstruct(result, [images(96)], **QUICK)
+    done = ns.reconstruct_(result, [images(96)], **QUICK).history[-1]
     after = ns.evaluate(result.model, unseen, baseline=convnet).kl
     assert before is not None
     assert after is not None
@@ -47,7 +48,7 @@ def test_the_network_comes_nearer_to_the_original_on_images_that_it_never_saw(co
 def test_what_is_reported_is_the_held_out_kl_of_what_was_kept(convnet: ConvNet) -> None:
     x = images(96)
     result = ns.convert(convnet, to="gn")
-    done = ns.reconstruct(result, [x], **QUICK)
+    done = ns.reconstruct_(result, [x], **QUICK).history[-1]
     held_out = x[list(split_numbers(96, done.held_out, 0)[1])]
     found = ns.evaluate(result.model, [(held_out, None)], baseline=convnet)
     assert found.kl == pytest.approx(done.kl, rel=1e-4)
@@ -58,7 +59,9 @@ def test_what_is_reported_is_the_held_out_kl_of_what_was_kept(convnet: ConvNet) 
 def test_where_fitting_does_harm_the_start_is_kept(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="affine")
     before = snapshot(result.model)
-    done = ns.reconstruct(result, [images(32)], lr=3.0, steps=4, local_steps=0, check_every=1, batch_size=8, patience=2)
+    done = ns.reconstruct_(
+        result, [images(32)], lr=3.0, steps=4, local_steps=0, check_every=1, batch_size=8, patience=2
+    ).history[-1]
     assert done.best_step == 0
     assert done.steps == 2  # two looks without progress
     assert same(before, snapshot(result.model))
@@ -69,7 +72,7 @@ def test_a_seed_gives_the_same_weights_again_and_leaves_the_callers_random_state
     for _ in range(2):
         result = ns.convert(convnet, to="gn")
         state = torch.get_rng_state()
-        ns.reconstruct(result, [images(48)], **QUICK)
+        ns.reconstruct_(result, [images(48)], **QUICK)
         assert torch.equal(torch.get_rng_state(), state)
         states.append(snapshot(result.model))
     assert same(*states)
@@ -79,7 +82,7 @@ def test_labels_are_not_looked_at(convnet: ConvNet) -> None:
     x, states = images(32), []
     for labels in (None, torch.zeros(32, dtype=torch.int64)):
         result = ns.convert(convnet, to="gn")
-        ns.reconstruct(result, [(x, labels)], **QUICK)
+        ns.reconstruct_(result, [(x, labels)], **QUICK)
         states.append(snapshot(result.model))
     assert same(*states)
 
@@ -139,7 +142,7 @@ def test_flags_gradients_and_the_original_stay_as_they_were(convnet: ConvNet) ->
     result = ns.convert(convnet, to="gn")
     result.model.train()
     result.model.head.bias.requires_grad_(False)
-    ns.reconstruct(result, [images(32)], **QUICK)
+    ns.reconstruct_(result, [images(32)], **QUICK)
     assert same(original, snapshot(convnet))
     assert result.model.training
     assert not result.model.head.bias.requires_grad
@@ -153,45 +156,47 @@ def test_an_interrupt_leaves_the_weights_as_they_were(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
     before = snapshot(result.model)
 
-    def interrupt(step: str, done: int, total: int | None) -> None:
-        if done == 3:
+    def interrupt(progress: Progress) -> None:
+        if progress.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ns.reconstruct(result, [images(32)], on_progress=interrupt, **QUICK)
+        ns.reconstruct_(result, [images(32)], on_progress=interrupt, **QUICK)
     assert same(before, snapshot(result.model))
     assert result.history == []
 
 
 def test_the_event_is_of_plain_types(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
-    done = ns.reconstruct(result, [images(32)], **QUICK)
-    assert json.loads(json.dumps(result.history[0])) == result.history[0] == done.to_dict()
+    done = ns.reconstruct_(result, [images(32)], **QUICK).history[-1]
+    assert json.loads(json.dumps(done.to_dict())) == done.to_dict() == result.history[0].to_dict()
 
 
 def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
     with pytest.raises(UsageError, match="reconstruction has no setting 'epochs'; did you mean steps"):
-        ns.reconstruct(result, [images(8)], epochs=3)
+        ReconstructionConfig(epochs=3)
+    with pytest.raises(TypeError, match="epochs"):
+        ns.reconstruct_(result, [images(8)], epochs=3)
     with pytest.raises(UsageError, match="lr=-1 must be a number above 0"):
-        ns.reconstruct(result, [images(8)], lr=-1)
+        ns.reconstruct_(result, [images(8)], lr=-1)
     with pytest.raises(UsageError, match="held_out=1 must be a share between 0 and 1"):
-        ns.reconstruct(result, [images(8)], held_out=1)
+        ns.reconstruct_(result, [images(8)], held_out=1)
     with pytest.raises(DataError, match="2 images are too few to fit on and to judge by; try at least 32"):
-        ns.reconstruct(result, [images(2)])
+        ns.reconstruct_(result, [images(2)])
     with pytest.raises(DataError, match="there are no images to fit on; the batches are empty"):
-        ns.reconstruct(result, [])
+        ns.reconstruct_(result, [])
     with pytest.raises(UsageError, match="a batch is str of str and NoneType; give batches of tensors"):
-        ns.reconstruct(result, ["x"])
+        ns.reconstruct_(result, ["x"])
     broken = images(32)
     broken[:, 0, 0, 0] = float("nan")
     before = snapshot(result.model)
     with pytest.raises(
         TrainingError, match="not finite at update 1 of block bn1, nothing was changed; try a lower local_lr"
     ):
-        ns.reconstruct(result, [broken], **QUICK)
+        ns.reconstruct_(result, [broken], **QUICK)
     with pytest.raises(TrainingError, match=r"not finite at update 1 of the reconstruction, .* try a lower lr"):
-        ns.reconstruct(result, [broken], **{**QUICK, "local_steps": 0})
+        ns.reconstruct_(result, [broken], **{**QUICK, "local_steps": 0})
     assert same(before, snapshot(result.model))
 
 
@@ -213,7 +218,7 @@ def test_logits_that_are_too_small_are_scaled_back_exactly(convnet: ConvNet) -> 
     with torch.no_grad():
         for parameter in result.model.head.parameters():
             parameter.div_(1.35)
-    done = ns.reconstruct(result, [images(48)], steps=0, local_steps=0)
+    done = ns.reconstruct_(result, [images(48)], steps=0, local_steps=0).history[-1]
     assert done.logit_scale == pytest.approx(1.35, rel=1e-3)
     assert done.kl == pytest.approx(0, abs=1e-6)
     assert done.kl_before > 1e-3
@@ -221,7 +226,7 @@ def test_logits_that_are_too_small_are_scaled_back_exactly(convnet: ConvNet) -> 
 
 
 def test_a_kl_that_is_not_finite_is_none_in_json() -> None:
-    done = ns.Reconstruction(8, 2, 1, 3, 0, float("inf"), 0.5, 1.0, ((0, float("inf")), (3, 0.5)), 1.0)
+    done = ns.ReconstructionRecord(8, 2, 1, 3, 0, float("inf"), 0.5, 1.0, ((0, float("inf")), (3, 0.5)), 1.0)
     document = json.loads(json.dumps(done.to_dict(), allow_nan=False))
     assert (document["kl_before"], document["kl"], document["curve"]) == (None, 0.5, [[0, None], [3, 0.5]])
 
@@ -230,11 +235,11 @@ def test_what_the_caller_froze_stays_as_it_is(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
     result.model.conv1.requires_grad_(False)
     before = snapshot(result.model.conv1)
-    ns.reconstruct(result, [images(32)], **QUICK)
+    ns.reconstruct_(result, [images(32)], **QUICK)
     assert same(before, snapshot(result.model.conv1))
     result.model.requires_grad_(False)
     with pytest.raises(UsageError, match=r"every parameter of ConvNet is frozen; try .*requires_grad_\(True\)"):
-        ns.reconstruct(result, [images(32)], **QUICK)
+        ns.reconstruct_(result, [images(32)], **QUICK)
 
 
 def test_a_last_linear_layer_that_gives_no_logits_is_not_scaled() -> None:
@@ -255,7 +260,7 @@ def test_a_last_linear_layer_that_gives_no_logits_is_not_scaled() -> None:
     with torch.no_grad():
         result.model.length.div_(1.35)
     weight = result.model.inner.weight.detach().clone()
-    done = ns.reconstruct(result, [images(32)], steps=0, local_steps=0)
+    done = ns.reconstruct_(result, [images(32)], steps=0, local_steps=0).history[-1]
     assert done.kl == done.kl_before > 1e-3
     assert done.logit_scale == 1
     assert torch.equal(result.model.inner.weight, weight)
@@ -272,6 +277,6 @@ def test_a_gain_within_its_standard_error_is_no_gain(convnet: ConvNet, monkeypat
 
     monkeypatch.setattr(Fitting, "_held_out_kls", noisy)
     result = ns.convert(convnet, to="gn")
-    done = ns.reconstruct(result, [images(96)], **{**QUICK, "patience": 99})
+    done = ns.reconstruct_(result, [images(96)], **{**QUICK, "patience": 99}).history[-1]
     assert len(calls) > 5
     assert done.best_step == 0

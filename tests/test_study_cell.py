@@ -205,7 +205,7 @@ def test_a_stop_in_the_last_update_of_a_cell_is_not_lost():
     grid = Grid.from_dict({**GRID, "norms": "gn", "batch_sizes": 32, "seeds": 1})
 
     def press(row) -> None:
-        if row["step"] == row["steps"]:
+        if row.done == row.total:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):

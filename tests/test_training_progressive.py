@@ -144,7 +144,7 @@ def test_a_progressive_run_starts_as_the_original_and_leaves_plain_layers_that_l
         device="cpu",
         output=tmp_path / "run",
     )
-    first, last = tuned.history.steps[0], tuned.history.steps[-1]
+    first, last = tuned.history[-1].curves.steps[0], tuned.history[-1].curves.steps[-1]
     assert first["blend"] == 0
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert first["features"] == pytest.approx(0, abs=1e-6)
@@ -153,6 +153,6 @@ def test_a_progressive_run_starts_as_the_original_and_leaves_plain_layers_that_l
     classes = [type(m) for m in tuned.model.modules()]
     assert Blend not in classes
     assert classes == [type(m) for m in result.model.modules()]
-    loaded = ns.load(tuned.path, model=convnet)
+    loaded = ns.load(tuned.history[-1].path, model=convnet)
     x = digits_like(size=16)
     assert torch.equal(loaded(x), tuned.model.eval()(x))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import typing
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from normsurgeon.data.transforms import DataConfig
 from normsurgeon.distributed import Shard
 from normsurgeon.errors import CheckpointError, PatternError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig, differences
-from normsurgeon.finetuning.history import Window
+from normsurgeon.finetuning.curves import Window
 from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 
 
@@ -47,11 +49,34 @@ def test_a_setting_that_cannot_be_is_one_line(values, text):
 
 def test_an_unknown_setting_is_named_with_the_nearest_one():
     with pytest.raises(
-        UsageError, match=r"^fine-tuning has no setting 'learning_rate'; choose one of: epochs, steps, "
+        UsageError,
+        match=r"^fine-tuning has no setting 'learning_rate'; choose one of: augment, scale, .*, epochs, steps, ",
     ):
         FinetuneConfig(learning_rate=1)
     with pytest.raises(UsageError, match=r"^fine-tuning has no setting 'wight_decay'; did you mean weight_decay\?$"):
         FinetuneConfig().replace(wight_decay=1)
+
+
+def signature_of(function):
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "config"),
+    [
+        (ns.finetune, ns.FinetuneConfig),
+        (ns.reconstruct, ns.ReconstructionConfig),
+        (ns.reconstruct_, ns.ReconstructionConfig),
+    ],
+)
+def test_a_functions_signature_shows_every_setting_with_its_default(function, config):
+    shown = signature_of(function)
+    assert {name: shown[name] for name in config.model_fields} == dict(config())
+    hints = typing.get_type_hints(function)
+    for name, field in config.model_fields.items():
+        if name != "trackers":  # any sequence, kept as a tuple
+            assert hints[name] == field.annotation, name
+    assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def test_settings_survive_json_and_differences_are_named():
@@ -170,12 +195,12 @@ def test_augmentation_depends_on_the_image_and_the_epoch_alone():
 
 
 def test_history_survives_json_and_gives_curves():
-    history = ns.History([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], [{"step": 2, "top1": 0.5}])
-    assert ns.History.from_dict(json.loads(history.to_json())) == history
+    history = ns.Curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], [{"step": 2, "top1": 0.5}])
+    assert ns.Curves.from_dict(json.loads(history.to_json())) == history
     assert history.column("loss") == ([1, 2], [2.0, 1.0])
     assert history.column("top1", "epochs") == ([2], [0.5])
-    with pytest.raises(CheckpointError, match=r"^this is no history of a training run \(KeyError 'steps'\)$"):
-        ns.History.from_dict({})
+    with pytest.raises(CheckpointError, match=r"^these are no curves of a training run \(KeyError 'steps'\)$"):
+        ns.Curves.from_dict({})
 
 
 def test_a_row_is_the_mean_over_its_updates():

@@ -26,7 +26,7 @@ def start(model: nn.Module, name: str, images: Tensor) -> nn.Module:
         return ns.plain_swap(model, "gn")
     result = ns.convert(model, to=target, example_inputs=images[:2], verdict=False)
     if how == "calibrated":
-        ns.calibrate(result, [(images[:CALIBRATION_IMAGES], None)])
+        ns.calibrate_(result, [(images[:CALIBRATION_IMAGES], None)])
     return result.model
 
 

@@ -13,7 +13,7 @@ import typer
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, phases, print_json, print_message
+from normsurgeon_cli.console import out, print_json, print_message, progress
 
 
 def analyze(
@@ -97,7 +97,7 @@ def analyze(
 
     if data is None:
         print_message("no --data given: looking at the demo photographs, a handful of images")
-    with phases() as advance:
+    with progress() as on_progress:
         report = ns.analyze(
             network,
             data or "demo",
@@ -112,7 +112,7 @@ def analyze(
             device=options.device_or_default(device),
             workers=workers,
             example_inputs=options.example_inputs(input_shape),
-            on_progress=lambda p: advance(p.stage, p.done, p.total),
+            on_progress=on_progress,
             name=model,
             baseline_name=baseline,
             command=shlex.join(["normsurgeon", *sys.argv[1:]]),

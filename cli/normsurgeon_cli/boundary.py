@@ -55,7 +55,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             if _state["debug"]:
                 raise
             text = " ".join(str(error).split())
-            # Told by the process that has it also where the first knows: its --debug shows where.
+            # Printed by the process that has it, too: its --debug shows where.
             error_line(f"unexpected {type(error).__name__}: {text}; --debug shows where (please report it)")
             raise typer.Exit(1) from None
 

@@ -1,6 +1,6 @@
 """What the commands print with: results on standard output, progress and messages on standard error.
 
-Of several processes under a launcher only the first one speaks; of errors, each tells those that are its own.
+Of several processes under a launcher only the main one prints; each prints errors that are its own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
 from normsurgeon.render.text import plain_table
 
@@ -33,7 +35,7 @@ class _Console(Console):
 
 
 def out() -> Console:
-    """Standard output. Made anew each time, so that a redirected stream is honoured."""
+    """Standard output. Made each time, so that a redirected stream is honoured."""
     return _Console(highlight=False, quiet=not is_main_process())
 
 
@@ -89,28 +91,30 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error, at a terminal only: call what it yields with (done, total)."""
-    with phases(description) as advance:
-        yield lambda done, total: advance(description, done, total)
+def progress(first: str = "starting", figures: Callable[[Progress], str] = lambda step: "") -> Iterator[OnProgress]:
+    """A bar on standard error, at a terminal only: call what it yields after each step.
 
-
-@contextmanager
-def phases(first: str = "starting") -> Iterator[Callable[[str, int, int | None], None]]:
-    """``progress`` for work in several steps: call what it yields with (step, done, total)."""
+    first    what is done until then
+    figures  what the bar also shows after a step
+    """
     console = err()
-    bar = Progress(
+    bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal or not is_main_process(),
     )
     with bar:
-        task = bar.add_task(first, total=None)
-        yield lambda step, done, total: bar.update(task, description=step, completed=done, total=total)
+        task = bar.add_task(first, total=None, figures="")
+
+        def show(step: Progress) -> None:
+            bar.update(task, description=step.stage, completed=step.done, total=step.total, figures=figures(step))
+
+        yield show
 
 
 @contextmanager

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
+from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, phases, print_json, print_message, print_table, program, status
+from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, status
+from normsurgeon_cli.schema import with_settings
 
 PROBE_IMAGES = 64
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from normsurgeon.surgery.plan import ConversionPlan
 
 
+@with_settings(ReconstructionConfig, only=("steps",))
 def convert(
+    *,
     model: options.Model,
     to: Annotated[
         str,
@@ -58,7 +62,7 @@ def convert(
         typer.Option(
             metavar="DATA",
             help="Unlabelled images to match the new norms' outputs on: seconds, with at most 512 of them unless "
-            "--max-images says more. A folder, demo, digits, …",
+            "--max-images is larger. A folder, demo, digits, …",
             show_default=False,
         ),
     ] = None,
@@ -70,14 +74,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Updates of the whole network in --reconstruct, after its blocks. Default: 20.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: dict[str, Any],
     probe: Annotated[
         str | None,
         typer.Option(
@@ -113,9 +110,10 @@ def convert(
     """
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
-    if steps is not None and reconstruct is None:
-        raise UsageError(f"--steps {steps} says how long to reconstruct: add --reconstruct DATA, or leave it out")
-    wanted_groups = _groups(groups)
+    if settings and reconstruct is None:
+        raise UsageError(f"--steps {settings['steps']} is of --reconstruct: add --reconstruct DATA, or leave it out")
+    ReconstructionConfig(**settings)  # raises before minutes of download
+    number = options.number_of_groups(groups)
     example = options.example_inputs(input_shape)
     overrides = [_pair(text) for text in set_ or []]
     from normsurgeon.norms.target_names import check_target
@@ -135,7 +133,7 @@ def convert(
             network,
             to,
             name=model,
-            groups=wanted_groups,
+            groups=number,
             eps=eps,
             keep=keep or [],
             set=overrides,
@@ -147,41 +145,59 @@ def convert(
         print_message(note)
     written = None
     proofs: dict[str, Any] = {}
-    events: list[dict[str, Any]] = []
+    records: list[Any] = []
     if not dry_run:
         followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
             images = _images(probe, network) if probe is not None else None
             carry_out = ns.convert if followed else ns.convert_
             result = carry_out(network, plan, check=check, verdict=not random_init, probe=images)
-        plan = result.plan
+        plan = result.plan or plan
         proofs = {name: getattr(result, name) for name in ("check", "verdict")}
         where = options.device_or_default(device)
         if calibrate is not None:
-            with phases("calibrating") as advance:
-                ns.calibrate(
-                    result, calibrate, batch_size=batch_size, max_images=max_images, device=where, on_progress=advance
+            with progress("calibrating") as on_progress:
+                ns.calibrate_(
+                    result,
+                    calibrate,
+                    batch_size=batch_size,
+                    max_images=max_images,
+                    device=where,
+                    on_progress=on_progress,
                 )
         if reconstruct is not None and is_main_process():
-            with phases("reconstructing") as advance:
-                settings: dict[str, Any] = {"batch_size": batch_size, "max_images": max_images}
-                settings.update({} if steps is None else {"steps": steps})
-                ns.reconstruct(result, reconstruct, device=where, on_progress=advance, **settings)
-        events = result.history
+            with progress("reconstructing") as on_progress:
+                ns.reconstruct_(
+                    result,
+                    reconstruct,
+                    batch_size=batch_size,
+                    max_images=max_images,
+                    device=where,
+                    on_progress=on_progress,
+                    **settings,
+                )
+        records = result.history
         if output is not None and is_main_process():
             with status(f"writing {output} …"):
                 written = ns.save(result, output, on_message=print_message)
     if json:
         document = plan.to_dict()
         document.update((name, proof.to_dict() if proof is not None else None) for name, proof in proofs.items())
-        print_json({**document, "output": str(written) if written else None, "dry_run": dry_run, "history": events})
+        print_json(
+            {
+                **document,
+                "output": str(written) if written else None,
+                "dry_run": dry_run,
+                "history": [record.to_dict() for record in records],
+            }
+        )
         return
     _show(plan, each_site=dry_run)
     for name, proof in proofs.items():
         if proof is not None:
             out().print(f"{name}: {proof}", markup=False, soft_wrap=True)
-    for event in events:
-        out().print(_told(event), markup=False, soft_wrap=True)
+    for record in records:
+        out().print(record.summary, markup=False, soft_wrap=True)
     if written is not None:
         out().print(f"wrote {written} ({written.stat().st_size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
         evaluate = f"{program()} evaluate {written} --data FOLDER --baseline {model}"
@@ -207,32 +223,6 @@ def _images(data: str, network: Any) -> Any:
     from normsurgeon.recovery.matching import held_images
 
     return held_images(open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False))[0]
-
-
-def _told(event: dict[str, Any]) -> str:
-    """What a step with images did and cost, in one line."""
-    if event["event"] == "calibrate":
-        return (
-            f"calibrated {event['sites']} norms ({event['balanced']} balanced anew) on {event['images']} images, "
-            f"{event['forward_passes']} forward passes, {event['seconds']:.1f} s; "
-            f"worst error before: {event['worst_error']:.2f} at {event['worst_site']}"
-        )
-    return (
-        f"reconstructed on {event['images']} images in {event['steps']} updates, {event['seconds']:.0f} s; KL from the "
-        f"original on {event['held_out']} held-out images: {_nats(event['kl_before'])} → {_nats(event['kl'])} nats"
-    )
-
-
-def _nats(kl: float | None) -> str:
-    return "not finite" if kl is None else f"{kl:.3f}"
-
-
-def _groups(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    if text.isdecimal():
-        return int(text)
-    raise UsageError(f"--groups takes a number or auto, not {text!r}")
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -26,10 +26,10 @@ def demo(
     from normsurgeon._util.files import check_writable
 
     check_writable(output)
-    with progress("converting and comparing") as advance:
+    with progress("converting and comparing") as on_progress:
         from normsurgeon_cli.demonstration import demonstrate
 
-        shown = demonstrate(output, advance)
+        shown = demonstrate(output, on_progress)
     if json:
         print_json({**asdict(shown), "output": str(output)})
         return

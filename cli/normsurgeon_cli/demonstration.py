@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.data.demo_images import UNLIKE_IMAGENET, VIEWS, photographs, views
 from normsurgeon.data.labels import class_names_for
 from normsurgeon.data.transforms import DataConfig
@@ -27,7 +27,7 @@ ROWS = ("BatchNorm (original)", "plain swap to gn", "plain swap to ln", "gn", "l
 class Row:
     """One network of the demo. ``agreement`` and ``kl`` (nats) compare it with the BatchNorm original.
 
-    ``verdict`` is what the conversion itself said of it, without these photographs; None where it was no conversion.
+    ``verdict`` is the conversion's own verdict, without these photographs; None if it was no conversion.
     """
 
     network: str
@@ -48,7 +48,7 @@ class Demonstration:
     output: Path
 
 
-def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Demonstration:
+def demonstrate(output: Path, on_progress: OnProgress = lambda progress: None) -> Demonstration:
     """Convert EfficientNet-Lite0 in several ways, compare each with the original on views of the photographs, and
     write the ``ln`` conversion to ``output``.
 
@@ -64,7 +64,7 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
     answers: list[list[str]] = []
     reference: Tensor | None = None
     for step, label in enumerate(ROWS):
-        on_progress(step, len(ROWS))
+        on_progress(Progress(f"converting and comparing: {label}", step, len(ROWS)))
         started = time.perf_counter()
         network: nn.Module = model
         verdict = None
@@ -89,6 +89,6 @@ def demonstrate(output: Path, on_progress: Callable[[int, int], None] = lambda d
         rows.append(Row(label, agreement, kl, parameters, seconds, verdict))
         whole = logits[::VIEWS].argmax(1).tolist()
         answers.append([names[i].split(",")[0] for i in whole])
-    on_progress(len(ROWS), len(ROWS))
+    on_progress(Progress("done", len(ROWS), len(ROWS)))
     seen = tuple((file.stem, *(answer[i] for answer in answers)) for i, file in enumerate(files))
     return Demonstration(len(images), tuple(rows), seen, output)

@@ -39,7 +39,7 @@ def evaluate(
     reference = options.load(baseline) if baseline is not None else None
     import normsurgeon as ns
 
-    with progress("evaluating") as advance:
+    with progress("evaluating") as on_progress:
         result = ns.evaluate(
             network,
             data,
@@ -47,7 +47,7 @@ def evaluate(
             batch_size=batch_size,
             max_images=max_images,
             device=options.device_or_default(device),
-            on_progress=lambda p: advance(p.done, p.total),
+            on_progress=on_progress,
         )
     document = {**result.to_dict(), "model": model}
     if json:

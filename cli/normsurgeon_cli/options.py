@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -36,14 +36,14 @@ Device = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")]
 MaxImages = Annotated[
     int | None,
-    typer.Option(min=1, help="Only so many, spread evenly over the data. Default: all.", show_default=False),
+    typer.Option(min=1, help="At most this many, spread evenly over the data. Default: all.", show_default=False),
 ]
 InputShape = Annotated[
     str | None,
     typer.Option(
         "--input-shape",
         metavar="N,C,H,W",
-        help="Shape of the network's input, with the batch, where its first layer does not tell: 2,1,28,28.",
+        help="Shape of the network's input, with the batch, if its first layer does not show it: 2,1,28,28.",
         show_default=False,
     ),
 ]
@@ -66,7 +66,7 @@ class Command(TyperCommand):
 
 
 def load(model: str, weights: Path | None = None, random_init: bool = False) -> nn.Module:
-    """The model, with a spinner and with what was assumed said on standard error."""
+    """The model, with a spinner; what was assumed is printed on standard error."""
     if weights is not None and random_init:
         raise UsageError("--weights and --random-init exclude each other: leave one out")
     with status(f"loading {model} …"):
@@ -91,8 +91,17 @@ def example_inputs(shape: str | None) -> Any:
     return torch.empty([int(size) for size in sizes], device="meta")
 
 
+def number_of_groups(text: str) -> int | Literal["auto"]:
+    """The value of ``--groups``."""
+    if text == "auto":
+        return "auto"
+    if text.isdecimal():
+        return int(text)
+    raise UsageError(f"--groups takes a number or auto, not {text!r}")
+
+
 def device_or_default(device: str | None) -> Any:
-    """The device asked for; else cuda where there is one, and None (where the model is) where there is not.
+    """The given device; else cuda if there is one, and None (where the model is) if there is none.
 
     Under a launcher each process's own GPU.
     """

@@ -44,7 +44,7 @@ def predict(
     network = options.load(model, weights, random_init)
     import normsurgeon as ns
 
-    with progress("predicting") as advance:
+    with progress("predicting") as on_progress:
         result = ns.predict(
             network,
             files,
@@ -52,7 +52,7 @@ def predict(
             classes=classes,
             batch_size=batch_size,
             device=options.device_or_default(device),
-            on_progress=lambda p: advance(p.done, p.total),
+            on_progress=on_progress,
         )
     if json:
         print_json({**result.to_dict(), "model": model})

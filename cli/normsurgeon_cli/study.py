@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from normsurgeon._util.progress import Progress as Step
 from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
 
@@ -113,8 +114,8 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     cells = grid.cells()
     possible = [cell for cell in cells if cell not in impossible]
     jobs = jobs or usual_jobs("cpu")
-    with progress("timing a few updates") as advance:
-        seconds = estimate_seconds(grid, possible, jobs, advance)
+    with progress("timing a few updates") as show:
+        seconds = estimate_seconds(grid, possible, jobs, lambda n, total: show(Step("timing a few updates", n, total)))
     if json:
         listed = [{**cell.to_dict(), "key": cell.key, "impossible": impossible.get(cell)} for cell in cells]
         print_json({"study": grid.name, "cells": listed, "seconds": seconds, "jobs": jobs})

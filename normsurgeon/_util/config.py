@@ -39,7 +39,7 @@ class Config(BaseModel):
     normsurgeon._util.config.SettingError: this example has no setting 'rl'; did you mean lr?
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
     what: ClassVar[str] = "this"
     """Of what these are the settings, for messages."""
 

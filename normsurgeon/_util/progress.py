@@ -24,3 +24,23 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
+
+
+def counter(stage: str, total: int | None, on_progress: OnProgress | None) -> Callable[[int], None]:
+    """A function that is called with how many more steps are done, and reports the sum.
+
+    >>> count = counter("matching", 3, lambda progress: print(progress.done, progress.total))
+    >>> count(2), count(1)
+    2 3
+    3 3
+    (None, None)
+    """
+    done = 0
+
+    def count(steps: int) -> None:
+        nonlocal done
+        done += steps
+        if on_progress is not None:
+            on_progress(Progress(stage, done, total))
+
+    return count

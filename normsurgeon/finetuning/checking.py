@@ -1,4 +1,4 @@
-"""What must fit together before a run begins: labels and head, teacher and student."""
+"""Checks before a run begins: labels and head, teacher and student."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Weights:
     distance: float
 
 
-def settle_weights(settings: FinetuneConfig, labelled: bool, teacher: bool, name: str) -> Weights:
+def settle_weights(config: FinetuneConfig, labelled: bool, teacher: bool, name: str) -> Weights:
     """The objectives' weights for data with or without labels, with or without a teacher.
 
     :raises UsageError: an objective without what it takes, or none at all.
     """
-    ce = settings.ce if settings.ce is not None else float(labelled)
-    kl = settings.kl if settings.kl is not None else float(teacher)
-    features = settings.features if settings.features is not None else float(teacher)
+    ce = config.ce if config.ce is not None else float(labelled)
+    kl = config.kl if config.kl is not None else float(teacher)
+    features = config.features if config.features is not None else float(teacher)
     if ce and not labelled:
         raise UsageError(f"ce={ce:g} takes labels, and {name} has none; try ce=0 with a teacher")
     if (kl or features) and not teacher:
@@ -49,7 +49,7 @@ def settle_weights(settings: FinetuneConfig, labelled: bool, teacher: bool, name
             f"there is nothing to learn from: {name} has no labels{' to use' if labelled else ''} and there is no "
             "teacher; give one, as in teacher=the batch norm original"
         )
-    return Weights(ce, kl, features, settings.distance)
+    return Weights(ce, kl, features, config.distance)
 
 
 def check_classes(spec: Any, classes: int) -> None:
@@ -66,7 +66,7 @@ def check_classes(spec: Any, classes: int) -> None:
     try:
         names = class_folders(inside)
     except DataError:
-        return  # no class folders: open_source says what is there
+        return  # no class folders: open_source explains what is there
     _check_count(text, names, classes)
 
 
@@ -103,7 +103,7 @@ def _check_count(name: str, class_names: Sequence[str], classes: int) -> None:
     count = len(class_names)
     if count != classes and not (count < classes and all(_SYNSET.fullmatch(each) for each in class_names)):
         raise UsageError(
-            f"{name} has {count} classes and the network tells {classes} apart; "
+            f"{name} has {count} classes and the network {classes}; "
             f"num_classes={count} (--num-classes {count}) resets the head"
         )
 
@@ -115,7 +115,7 @@ def check_teacher(model: nn.Module, teacher: nn.Module, classes: int, teacher_cl
     """
     if classes != teacher_classes:
         raise UsageError(
-            f"the teacher {name_of(teacher)} tells {teacher_classes} classes apart and the network {classes}; "
+            f"the teacher {name_of(teacher)} has {teacher_classes} classes and the network {classes}; "
             "try a teacher with the same head, or none (kl=0, features=0)"
         )
     ours, theirs = _layers(model), _layers(teacher)
@@ -142,7 +142,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def find_device(device: str | torch.device | None) -> torch.device | None:
-    """The device asked for, or None for Accelerate's choice.
+    """The given device, or None for Accelerate's choice.
 
     :raises UsageError: a device that is not here.
     """

@@ -1,10 +1,10 @@
-"""What is kept of a run: validations, the best network, the state to go on from."""
+"""Validations, the best network, and the state from which a run goes on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,29 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import Progress
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.history import History, Window
+from normsurgeon.finetuning.curves import Curves, Window
 from normsurgeon.finetuning.loop import Loop, Student
+from normsurgeon.finetuning.record import FinetuneRecord, evaluation_of
 from normsurgeon.finetuning.runstate import RunFolder
 from normsurgeon.finetuning.sharding import restore_, whole_state, whole_weights
-from normsurgeon.finetuning.validator import Judge, better
+from normsurgeon.finetuning.validator import Validator, better
 from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
-from normsurgeon.models.checkpoint import attach_origin, origin_of
+from normsurgeon.models.checkpoint import add_record_, attach_origin, origin_of
 from normsurgeon.models.state_dict import read_file
 from normsurgeon.surgery.convert import Conversion
 
-SHOWN = 100
-"""Rows of updates in the event that a checkpoint carries; the run's folder has all of them."""
 
+class CheckpointManager:
+    """Validates and saves one run: call ``begin`` first, ``after_update`` after each update, and ``finish`` at the end.
 
-class Keeper:
-    """Looks after one run: ``begin`` it, be told ``after_update``, ``finish`` it.
-
-    plain   the network without blends and drops, which takes the student's weights to be judged and saved
-    asked   what the run was asked for, in plain types: compared when it goes on
+    plain     the network without blends and drops, which takes the student's weights to be validated and saved
+    given     the conversion that the run starts from
+    identity  what the run is about, in plain types: compared, with the settings, when it is resumed
     """
 
     def __init__(
@@ -43,32 +43,32 @@ class Keeper:
         accelerator: Accelerator,
         student: Student,
         plain: nn.Module,
-        conversion: Conversion | None,
+        given: Conversion,
         folder: RunFolder | None,
-        judge: Judge | None,
+        validator: Validator | None,
         stop: Stop,
-        settings: FinetuneConfig,
-        asked: dict[str, Any],
+        config: FinetuneConfig,
+        identity: dict[str, Any],
         on_message: Callable[[str], None],
     ) -> None:
-        self.accelerator, self.student, self.plain, self.conversion = accelerator, student, plain, conversion
-        self.folder, self.judge, self.stop, self.settings, self.on_message = folder, judge, stop, settings, on_message
-        self.asked = {"settings": settings.to_dict(), **asked}
+        self.accelerator, self.student, self.plain, self.given = accelerator, student, plain, given
+        self.folder, self.validator, self.stop, self.config, self.on_message = (
+            folder,
+            validator,
+            stop,
+            config,
+            on_message,
+        )
+        self.identity = {"settings": config.to_dict(), **identity}
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
         self.latest: Evaluation | None = None
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, Tensor] | None = None
-        self.path: Path | None = None
         self.earlier = 0.0
         self.began = self.saved = time.perf_counter()
         self.origin = origin_of(plain)
         self.written: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Spent on the run so far, over all the times that it was resumed."""
-        return self.earlier + time.perf_counter() - self.began
 
     @property
     def kept(self) -> str:
@@ -78,7 +78,7 @@ class Keeper:
         return f"; the state after update {self.written} is kept in {self.folder.path}"
 
     def begin(self, loop: Loop, resume: bool) -> None:
-        """Judge the network as it came, or go on with the run in the folder."""
+        """Validate the network as it came, or go on with the run in the folder."""
         self.loop = loop
         state = self._state_so_far(self.folder, resume) if self.folder is not None else None
         if state is not None:
@@ -86,17 +86,15 @@ class Keeper:
             return
         if resume and self.folder is not None:
             self.on_message(f"there is no run in {self.folder.path} to go on with yet: starting at the beginning")
-        if self.judge is not None:
-            self.before = self.judge(self.plain)
-            self._row(self.before)
-            self._if_best(self.before)  # a run that only makes it worse gives it back as it was
+        if self.validator is not None:
+            self.before = self._validate(self.validator)  # a run that only makes it worse gives it back as it was
 
     def _state_so_far(self, folder: RunFolder, resume: bool) -> dict[str, Any] | None:
         """The state in the folder, read by the first process for all of them: they may not share a file system."""
         state = None
         if self.accelerator.is_main_process:
             folder.make()
-            state = folder.state_for(resume, self.asked)
+            state = folder.state_for(resume, self.identity)
             if state is not None and state["best"] is not None:
                 if not folder.best.exists():
                     raise CheckpointError(
@@ -111,42 +109,41 @@ class Keeper:
     def after_update(self, ends: bool) -> None:
         """Validate, save and stop where it is time to.
 
-        :raises TrainingStopped: a signal asked for it, and the state is saved.
+        :raises TrainingStopped: if a signal asked for it; the state is saved.
         """
-        late = time.perf_counter() - self.saved >= 60 * self.settings.checkpoint_minutes
+        late = time.perf_counter() - self.saved >= 60 * self.config.checkpoint_minutes
         stopping, saving = _agreed(self.accelerator, bool(self.stop), late and self.accelerator.is_main_process)
-        if ends and self.judge is not None:
-            self._judge(self.judge)
+        if ends and self.validator is not None:
+            self._export()
+            self._validate(self.validator)
         if self.folder is not None and (saving or stopping or self.loop.step == self.loop.steps):
             self._save(self.folder)
         if stopping and self.loop.step < self.loop.steps:
             self._stopped()
 
-    def _judge(self, judge: Judge) -> None:
-        self._export()
-        found = judge(self.plain)
-        self._row(found)
-        self._if_best(found)
-
-    def _if_best(self, found: Evaluation) -> None:
+    def _validate(self, validator: Validator) -> Evaluation:
+        """Measure the plain network, and keep its weights if it is the best so far."""
+        found = validator(self.plain)
+        self._add_row(found)
         self.latest = found
-        if self.settings.keep == "best" and better(found, self.best):
+        if self.config.keep == "best" and better(found, self.best):
             self.best = {"step": self.loop.step, "epoch": self.loop.step / self.loop.feed.per_epoch, **found.to_dict()}
             self.best_weights = {key: value.detach().cpu().clone() for key, value in self.plain.state_dict().items()}
             if self.folder is not None and self.accelerator.is_main_process:
                 self.folder.write_network(self.result(), self.folder.best)
+        return found
 
-    def _row(self, found: Evaluation) -> None:
+    def _add_row(self, found: Evaluation) -> None:
         values = found.to_dict()
         measured = {
             k: values[k] for k in ("images", "top1", "top5", "loss", "agreement", "kl") if values[k] is not None
         }
         row = {"step": self.loop.step, "epoch": self.loop.step / self.loop.feed.per_epoch, **measured}
-        self.loop.history.epochs.append(row)
+        self.loop.curves.epochs.append(row)
         if self.accelerator.trackers:
             self.accelerator.log({f"val_{k}": v for k, v in measured.items()}, step=self.loop.step)
         if self.loop.on_progress is not None and self.accelerator.is_main_process:
-            self.loop.on_progress({"steps": self.loop.steps, **row, "validation": True})
+            self.loop.on_progress(Progress("validating", self.loop.step, self.loop.steps, row))
 
     def _export(self) -> None:
         """Put the student's weights, or their moving average, into the plain network."""
@@ -160,64 +157,51 @@ class Keeper:
             state = whole_weights(self.accelerator, student.core, student.model)
         self.plain.load_state_dict(plain_state(state, student.blends), strict=True)
 
-    def event(self) -> dict[str, Any]:
-        """What a checkpoint's history says of the run: plain types."""
-        history = self.loop.history
-        every = -(-len(history.steps) // SHOWN) or 1
-        return {
-            "event": "finetune",
-            "steps": self.loop.step,
-            "images": self.loop.step * self.loop.feed.batch_size,
-            "seconds": self.seconds,
-            "data": self.asked["data"]["name"],
-            "settings": self.asked["settings"],
-            "before": self.before.to_dict() if self.before else None,
-            "best": self.best,
-            "curves": History(history.steps[::every], history.epochs).to_dict(),
-        }
-
-    def conversion_of(self, model: nn.Module) -> Conversion | None:
-        """The conversion that was handed in, with another model and the run in its history."""
-        if self.conversion is None:
-            return None
-        return Conversion(
-            model,
-            self.conversion.plan,
-            history=[*self.conversion.history, self.event()],
-            original=self.conversion.original,
+    def result(self, path: Path | None = None) -> Conversion:
+        """The plain network as a conversion, with the run so far as the last record of its history."""
+        loop = self.loop
+        record = FinetuneRecord(
+            steps=loop.step,
+            images=loop.step * loop.feed.batch_size,
+            seconds=self.earlier + time.perf_counter() - self.began,
+            data=self.identity["data"]["name"],
+            config=self.config,
+            before=self.before,
+            after=self.after,
+            best=self.best,
+            curves=loop.curves,
+            skipped=tuple(sorted(loop.skipped)),
+            path=path,
+            stopped=self.stop.signal,
         )
-
-    def result(self) -> Conversion | nn.Module:
-        """What is saved: the conversion, or the model, with the run in its history."""
-        conversion = self.conversion_of(self.plain)
-        if conversion is None:
-            attach_origin(self.plain, replace(self.origin, history=(*self.origin.history, self.event())))
-        return conversion or self.plain
+        attach_origin(self.plain, self.origin)
+        conversion = replace(self.given, model=self.plain, history=list(self.given.history), optimizer=None)
+        return add_record_(conversion, record)
 
     def _save(self, folder: RunFolder) -> None:
         state = self._state()
         if self.accelerator.is_main_process:
             folder.write_state(state)
-            folder.write_history(self.loop.history)
+            folder.write_curves(self.loop.curves)
         self.saved, self.written = time.perf_counter(), self.loop.step
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:
         student, scaler = self.student, self.accelerator.scaler
         return {
-            "asked": self.asked,
+            "asked": self.identity,
             "step": self.loop.step,
             "steps": self.loop.steps,
             **whole_state(self.accelerator, student.core, student.model, student.optimizer),
             "ema": student.ema.module.state_dict() if student.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "micro": self.loop.micro,
-            "history": self.loop.history.to_dict(),
+            "history": self.loop.curves.to_dict(),
             "window": self.loop.window.sums,
             "skipped": sorted(self.loop.skipped),
             "before": self.before.to_dict() if self.before else None,
             "best": self.best,
-            "seconds": self.seconds,
+            "seconds": self.earlier + time.perf_counter() - self.began,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -229,10 +213,10 @@ class Keeper:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         loop.micro = min(loop.micro, state["micro"])
-        loop.history = History.from_dict(state["history"])
+        loop.curves = Curves.from_dict(state["history"])
         loop.window = Window(state["window"])
         loop.skipped = set(state["skipped"])
-        self.before = _evaluation(state["before"])
+        self.before = evaluation_of(state["before"])
         self.best = state["best"]
         self.earlier = state["seconds"]
         self.written = loop.step
@@ -250,37 +234,28 @@ class Keeper:
             f"{done}; it is saved in {self.folder.path}: the same again with resume=True (--resume) goes on"
         )
 
-    def finish(self) -> None:
-        """Leave the result in the plain network, and in the folder."""
-        main = self.accelerator.is_main_process
+    def finish(self) -> Conversion:
+        """The network that the run gives, which is saved in the folder, too."""
+        folder = self.folder
+        path = None if folder is None else folder.last
         self._export()
-        if self.folder is not None:
-            if main:
-                self.folder.write_network(self.result(), self.folder.last)
-            self.path = self.folder.last
-        if self.settings.keep == "last":
+        if folder is not None and self.accelerator.is_main_process:
+            folder.write_network(self.result(), folder.last)
+        if self.config.keep == "last":
             self.after = self.latest
         if self.best_weights is not None:
             self.plain.load_state_dict(self.best_weights, strict=True)
-            self.after = _evaluation(self.best)
-            if self.folder is not None:
-                self.path = self.folder.best
-                if main:
-                    self.folder.write_network(self.result(), self.folder.best)
-        self.result()
+            self.after = evaluation_of(self.best)
+            if folder is not None:
+                path = folder.best
+                if self.accelerator.is_main_process:
+                    folder.write_network(self.result(), folder.best)
         self.accelerator.wait_for_everyone()
-
-
-def _evaluation(values: dict[str, Any] | None) -> Evaluation | None:
-    if values is None:
-        return None
-    names = {field.name for field in fields(Evaluation)}
-    known = {key: value for key, value in values.items() if key in names}
-    return Evaluation(**{**known, "skipped_files": tuple(known["skipped_files"])})
+        return self.result(path)
 
 
 def network_shape(model: nn.Module) -> dict[str, Any]:
-    """What tells two networks apart when a run goes on: how many numbers they hold."""
+    """What distinguishes two networks when a run is resumed: how many numbers they hold."""
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 

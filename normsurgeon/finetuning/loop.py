@@ -1,4 +1,4 @@
-"""The loop: one update after the other, and at its times a validation, a checkpoint, a stop."""
+"""The loop: one update after the other, with validations, checkpoints and stops in between."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything
 from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.history import MOST, History, Window
+from normsurgeon.finetuning.curves import MAX_ROWS, Curves, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.finetuning.watching import FirstUpdates, where_nonfinite
 from normsurgeon.inference import objectives
@@ -64,8 +65,8 @@ class Student:
 class Loop:
     """Trains a student from ``step`` to ``steps``.
 
-    after_update  is told, when an update is done, whether it ends a pass over the images (or the run)
-    on_progress   is told of every update, in plain types
+    after_update  called after each update with whether it ends a pass over the images (or the run)
+    on_progress   called after each update
     """
 
     def __init__(
@@ -74,30 +75,30 @@ class Loop:
         student: Student,
         teacher: nn.Module | None,
         feed: Feed,
-        settings: FinetuneConfig,
+        config: FinetuneConfig,
         weights: Weights,
         steps: int,
         on_message: Callable[[str], None],
-        on_progress: Callable[[dict[str, Any]], None] | None,
+        on_progress: OnProgress | None,
         after_update: Callable[[bool], None],
     ) -> None:
         self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
-        self.settings, self.weights, self.steps = settings, weights, steps
+        self.config, self.weights, self.steps = config, weights, steps
         self.on_message, self.on_progress, self.after_update = on_message, on_progress, after_update
         self.step = 0
-        self.history = History()
+        self.curves = Curves()
         self.window = Window()
         self.parameters = list(student.model.parameters())
         _, self.dtype = home_of(student.core)
         self.first_updates = FirstUpdates(feed.batch_size)
         self.skipped: set[str] = set()
         share = feed.batch_size // feed.shard.world
-        self.micro = -(-share // settings.grad_accum)
-        self.every = max(1, steps // MOST)
+        self.micro = -(-share // config.grad_accum)
+        self.every = max(1, steps // MAX_ROWS)
         self.mixup = None
-        if settings.mixup or settings.cutmix:
+        if config.mixup or config.cutmix:
             self.mixup = Mixup(
-                settings.mixup, settings.cutmix, label_smoothing=settings.smoothing, num_classes=student.classes
+                config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=student.classes
             )
         self._part: Tensor | None = None
         self._taps: dict[str, Tensor] = {}
@@ -135,7 +136,7 @@ class Loop:
         if self.accelerator.num_processes > 1:
             raise TrainingError(
                 f"out of memory with {self.micro} images at once in process {self.accelerator.process_index}; "
-                f"try grad_accum={2 * self.settings.grad_accum} (--grad-accum {2 * self.settings.grad_accum})"
+                f"try grad_accum={2 * self.config.grad_accum} (--grad-accum {2 * self.config.grad_accum})"
             )
         fewer = self.micro // 2
         if fewer:
@@ -154,7 +155,7 @@ class Loop:
             self.skipped |= set(skipped)
             values = self._update(images, labels)
             self.step += 1
-            self._warn_of_a_rise(values["loss"])
+            self._warn_if_risen(values["loss"])
             if self.student.ema is not None:
                 self.student.ema.update(self.student.core, step=self.step)
             now = time.perf_counter()
@@ -167,7 +168,7 @@ class Loop:
             except RuntimeError as error:
                 if should_reduce_batch_size(error):  # smaller micro-batches would not help
                     raise TrainingError(
-                        f"out of memory while validating; try batch_size below {self.settings.batch_size}"
+                        f"out of memory while validating; try batch_size below {self.config.batch_size}"
                     ) from error
                 raise
             if not self.student.model.training:  # a validation was
@@ -176,7 +177,7 @@ class Loop:
 
     def _update(self, images: Tensor, labels: Tensor | None) -> dict[str, float]:
         """One update of the weights; the mean losses over this process's share, and the gradient's norm."""
-        student, settings = self.student, self.settings
+        student, config = self.student, self.config
         labels = labels if self.weights.ce else None
         if labels is not None:
             for label in (int(labels.min()), int(labels.max())):
@@ -185,13 +186,13 @@ class Loop:
         blend = None
         if student.blends:
             blend = self.progress
-            set_shares_(student.core, student.blends, blend, settings.progressive_order)
+            set_shares_(student.core, student.blends, blend, config.progressive_order)
         images, targets = self._placed(images, labels)
         sums = self._gradients(images, targets)
         names, totals = list(sums), torch.stack(list(sums.values()))
         norm = self.accelerator.clip_grad_norm_(
             self.parameters,
-            settings.clip_grad if settings.clip_grad is not None else float("inf"),
+            config.clip_grad if config.clip_grad is not None else float("inf"),
         )
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's
         norm = torch.as_tensor(0.0 if norm is None else norm).to(totals)
@@ -205,7 +206,7 @@ class Loop:
         except RuntimeError as error:
             if should_reduce_batch_size(error):
                 raise TrainingError(
-                    f"out of memory in the optimizer {settings.opt} on {self.accelerator.device}; "
+                    f"out of memory in the optimizer {config.opt} on {self.accelerator.device}; "
                     "try sgd, which keeps less, or train_what=norms"
                 ) from error
             raise
@@ -217,27 +218,27 @@ class Loop:
     @property
     def progress(self) -> float:
         """How much of the blending is done before this update: 0 to 1."""
-        until = max(1, round(self.settings.progressive * (self.steps - 1)))
+        until = max(1, round(self.config.progressive * (self.steps - 1)))
         return min(1.0, self.step / until)
 
     def _placed(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A batch on the device, mixed where asked for."""
+        """A batch on the device, mixed if the settings say so."""
         device, dtype = self.accelerator.device, self.dtype
         images = images.to(device, dtype if images.is_floating_point() else None, non_blocking=True)
         targets = None if labels is None else labels.to(device, non_blocking=True)
         if self.mixup is not None:
-            seed_everything(STEP, self.settings.seed, self.step, self.accelerator.process_index, 0)
+            seed_everything(STEP, self.config.seed, self.step, self.accelerator.process_index, 0)
             blank = torch.zeros(len(images), dtype=torch.int64, device=device)
             images, mixed = self.mixup(images.clone(), blank if targets is None else targets)
             targets = None if targets is None else mixed
-        if self.settings.channels_last and images.ndim == 4:
+        if self.config.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, targets
 
     def _gradients(self, images: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         """The gradients of a batch, left in the parameters, micro-batch by micro-batch; and the mean losses."""
         accelerator, student = self.accelerator, self.student
-        seed_everything(STEP, self.settings.seed, self.step, accelerator.process_index, 1)
+        seed_everything(STEP, self.config.seed, self.step, accelerator.process_index, 1)
         student.optimizer.optimizer.zero_grad(set_to_none=True)
         parts = images.split(self.micro)
         goals = (None,) * len(parts) if targets is None else targets.split(self.micro)
@@ -264,10 +265,10 @@ class Loop:
         logits = classifier_logits(self.student.model, images)
         if weights.ce:
             assert targets is not None
-            found["ce"] = objectives.cross_entropy(logits, targets, self.settings.smoothing)
+            found["ce"] = objectives.cross_entropy(logits, targets, self.config.smoothing)
         if weights.kl:
             assert wanted is not None
-            found["kl"] = objectives.distillation(logits, wanted, self.settings.temperature)
+            found["kl"] = objectives.distillation(logits, wanted, self.config.temperature)
         if weights.features:
             blocks = [name for name in self.student.blocks if name in self._taps and name in self._teacher_taps]
             found["features"] = objectives.feature_matching(
@@ -283,7 +284,7 @@ class Loop:
         self._teacher_taps.clear()
         return {"loss": loss, **found}
 
-    def _warn_of_a_rise(self, loss: float) -> None:
+    def _warn_if_risen(self, loss: float) -> None:
         risen = self.first_updates.add(self.step, loss)
         if risen is not None:
             lower = self._rate() / 3
@@ -301,14 +302,14 @@ class Loop:
             where = where_nonfinite(self.student.core, lambda: self._gradients(images, targets)["loss"], images)
         raise DivergedError(
             f"the loss is not finite at update {self.step + 1} of {self.steps}; it began {where}; "
-            f"try a learning rate below {self.settings.lr:g}, or precision bf16 or no"
+            f"try a learning rate below {self.config.lr:g}, or precision bf16 or no"
         )
 
     def _one_value(self, error: Exception) -> str:
-        """What to say of a norm that was given one value a channel."""
+        """The error text for a norm that was given one value a channel."""
         core, part, feed, given, larger = self.student.core, self._part, self.feed, "", None
         if part is not None and len(part) == 1:
-            share, parts = feed.batch_size // feed.shard.world, self.settings.grad_accum
+            share, parts = feed.batch_size // feed.shard.world, self.config.grad_accum
             how = [f"{feed.shard.world} processes"] if feed.shard.world > 1 else []
             how += [f"{self.micro} at once"] if self.micro < share else []
             given = f" from one image of a batch of {feed.batch_size}" + (f" ({', '.join(how)})" if how else "")
@@ -329,20 +330,12 @@ class Loop:
                 numbers = torch.tensor(list(row.values()), dtype=torch.float32, device=self.accelerator.device)
                 row = dict(zip(row, self.accelerator.reduce(numbers, "mean").tolist(), strict=True))
             row = {"step": self.step, "epoch": epoch, "lr": rate, **row}
-            self.history.steps.append(row)
+            self.curves.steps.append(row)
             if self.accelerator.trackers:
                 self.accelerator.log({k: v for k, v in row.items() if k != "step"}, step=self.step)
         if self.on_progress is not None and self.accelerator.is_main_process:
-            self.on_progress(
-                {
-                    "step": self.step,
-                    "steps": self.steps,
-                    "epoch": epoch,
-                    "images": self.feed.batch_size,
-                    "lr": rate,
-                    **values,
-                }
-            )
+            details = {"epoch": epoch, "images": self.feed.batch_size, "lr": rate, **values}
+            self.on_progress(Progress("fine-tuning", self.step, self.steps, details))
 
 
 def _finite(value: float) -> bool:

@@ -1,7 +1,7 @@
 """The folder of a run: its state, from which it can go on, and what it has to show. Every file is written atomically.
 
 state.pt            all that going on takes: weights, optimizer, moving average, update, settings, history
-best.safetensors    the best network so far, judged on the validation images
+best.safetensors    the best network so far, by the validation images
 last.safetensors    the network at the end (or where the run was stopped)
 history.json        the curves
 """
@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from normsurgeon._util.files import write_atomically
+from normsurgeon._util.files import write_atomically, write_text
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.finetuning.config import differences
-from normsurgeon.finetuning.history import History
+from normsurgeon.finetuning.curves import Curves
 from normsurgeon.models.checkpoint import save
 from normsurgeon.surgery.convert import Conversion
 
@@ -62,18 +61,13 @@ class RunFolder:
         """
         write_atomically(self.state_file, lambda temporary: torch.save({**state, "format": FORMAT}, temporary))
 
-    def write_history(self, history: History) -> None:
+    def write_curves(self, curves: Curves) -> None:
         """Write the curves."""
-        text = history.to_json()
+        write_text(self.path / "history.json", curves.to_json())
 
-        def write(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(self.path / "history.json", write)
-
-    def write_network(self, network: Conversion | nn.Module, path: Path) -> None:
-        """Write a network as ``normsurgeon.save`` does, without its remarks."""
-        save(network, path, on_message=lambda text: None)
+    def write_network(self, result: Conversion, path: Path) -> None:
+        """Write a network as ``normsurgeon.save`` does, without its messages."""
+        save(result, path, on_message=lambda text: None)
 
     def read_state(self) -> dict[str, Any] | None:
         """The state, or None where there is none yet.
@@ -86,19 +80,19 @@ class RunFolder:
             state = torch.load(self.state_file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive raises nearly anything
             raise CheckpointError(
-                f"{self.state_file} cannot be read ({type(error).__name__}); try another folder, or start anew in it "
-                "after moving the file away"
+                f"{self.state_file} cannot be read ({type(error).__name__}); try another folder, or move the file away "
+                "and start again"
             ) from error
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise CheckpointError(f"{self.state_file} is no state of a run that this version of normsurgeon reads")
         return state
 
-    def state_for(self, resume: bool, asked: dict[str, Any]) -> dict[str, Any] | None:
+    def state_for(self, resume: bool, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The state to go on from, or None to begin.
 
-        asked   what was asked for this time: ``settings``, ``data``, ``network``, each of plain types
+        wanted  ``settings``, ``data`` and ``network`` of this run, each of plain types
 
-        :raises UsageError: there is a run already and nobody asked to go on, or what was asked has changed.
+        :raises UsageError: if there is a run already and ``resume`` is not set, or its settings have changed.
         """
         state = self.read_state()
         if state is None:
@@ -108,12 +102,12 @@ class RunFolder:
                 f"{self.path} holds a run already ({state['step']} of {state['steps']} updates done); "
                 "go on with resume=True (--resume), or choose another folder"
             )
-        changed = differences(state["asked"]["settings"], asked["settings"])
+        changed = differences(state["asked"]["settings"], wanted["settings"])
         for name in ("data", "network"):
-            changed += differences(state["asked"][name], asked[name])
+            changed += differences(state["asked"][name], wanted[name])
         if changed:
             raise UsageError(
-                f"the run in {self.path} was started otherwise: {', '.join(changed)}; "
-                "go on with what it was started with, or choose another folder"
+                f"the run in {self.path} was started with other settings: {', '.join(changed)}; "
+                "go on with those, or choose another folder"
             )
         return state

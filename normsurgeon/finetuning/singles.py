@@ -13,7 +13,7 @@ from normsurgeon.finetuning.trainable import holds_statistics, own_parameters
 from normsurgeon.norms.foreign import own_tensor
 
 ONE_VALUE = "Expected more than 1 value per channel when training"
-"""What torch says of it. It says so of a GroupNorm, too, and in eval mode of a batch norm without statistics."""
+"""torch's error text; also that of a GroupNorm, and in eval mode of a batch norm without statistics."""
 
 
 @contextmanager
@@ -38,11 +38,11 @@ def one_value(
     larger: str | None = None,
     run_again: Callable[[], object] | None = None,
 ) -> str:
-    """What to say of a norm that was given one value a channel.
+    """The error text for a norm that was given one value a channel.
 
     given      how it came to be given so little
     larger     how to give it more, where that can be
-    run_again  repeats the forward pass eagerly: the error of a compiled network does not tell where it arose
+    run_again  repeats the forward pass eagerly: the error of a compiled network does not show where it arose
     """
     named, norm = _innermost(error, model, teacher)
     if not _pools(norm) and run_again is not None:
@@ -68,7 +68,7 @@ def larger_batch(batch_size: int, world: int, parts: int, most: int | None) -> i
     """The next even batch size, for each process, of which no micro-batch is a single image; None: there is none.
 
     parts  micro-batches that a process's share goes through in
-    most   images that memory holds at once, where it has run out
+    most   images that fit in memory at once, if it has run out; else None
 
     >>> larger_batch(1, 1, 1, None), larger_batch(7, 1, 3, None), larger_batch(2, 2, 1, None), larger_batch(9, 1, 1, 4)
     (2, 8, 4, 10)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from normsurgeon._util.suggest import suggest
 from normsurgeon.errors import UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.norms.batchnorm import is_batch_norm
@@ -20,7 +20,7 @@ from normsurgeon.patterns import select
 
 
 def choose_trainable_(model: nn.Module, what: str) -> tuple[str, ...]:
-    """Freeze every parameter but those asked for, in place; the names of those that train.
+    """Freeze every parameter but the chosen ones, in place; the names of those that train.
 
     ``all``, ``norms``, ``norms+biases`` (every bias of the network), or a glob of parameter names. A parameter that
     the caller froze stays frozen.
@@ -56,7 +56,7 @@ def frozen_norms(model: nn.Module) -> tuple[str, ...]:
     """The norms whose running statistics must not move in training, after ``choose_trainable_``.
 
     Those whose parameters are all frozen, and those that the caller put in eval mode. A network that is in eval mode
-    as a whole, as ``normsurgeon.load`` gives it, is handed in to be trained, and says nothing of its norms. A norm
+    as a whole, as ``normsurgeon.load`` gives it, is given to be trained, which means nothing for its norms. A norm
     without parameters has none that could be frozen: for it the caller's mode alone counts.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
@@ -77,7 +77,7 @@ def frozen_norms(model: nn.Module) -> tuple[str, ...]:
 def all_asleep(model: nn.Module) -> int:
     """How many norms with running statistics there are, if the caller has all of them in eval mode, and some train.
 
-    That was asked for, or overlooked: a network loaded in eval mode, in a wrapper that was made in training mode.
+    That was intended, or overlooked: a network loaded in eval mode, in a wrapper that was made in training mode.
     """
     norms = [module for module in model.modules() if holds_statistics(module)]
     if not model.training or any(norm.training for norm in norms):
@@ -104,7 +104,7 @@ def own_parameters(norm: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in norm.parameters() if parameter not in others]
 
 
-def make_optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
     """timm's optimizer by name, over groups in which norms and biases are not decayed.
 
     :raises UsageError: an unknown optimizer, or one that cannot be made.
@@ -112,35 +112,34 @@ def make_optimizer(model: nn.Module, settings: FinetuneConfig) -> torch.optim.Op
     exempt: Any = getattr(model, "no_weight_decay", None)
     skip = exempt() if callable(exempt) else ()
     try:
-        if settings.layer_decay is not None:
+        if config.layer_decay is not None:
             groups = param_groups_layer_decay(
-                model, settings.weight_decay, no_weight_decay_list=skip, layer_decay=settings.layer_decay
+                model, config.weight_decay, no_weight_decay_list=skip, layer_decay=config.layer_decay
             )
         else:
-            groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=skip)
-        known = list_optimizers()
-        if settings.opt not in known:
-            near = difflib.get_close_matches(settings.opt, known, 1)
-            offer = f"did you mean {near[0]}?" if near else "try adamw, sgd or lamb"
-            raise UsageError(f"timm has no optimizer {settings.opt!r}; {offer}")
-        return create_optimizer_v2(groups, settings.opt, lr=settings.lr, weight_decay=0.0, momentum=settings.momentum)
+            groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=skip)
+        known = [str(name) for name in list_optimizers()]
+        if config.opt not in known:
+            offer = suggest(config.opt, known, otherwise="try adamw, sgd or lamb")
+            raise UsageError(f"timm has no optimizer {config.opt!r}; {offer}")
+        return create_optimizer_v2(groups, config.opt, lr=config.lr, weight_decay=0.0, momentum=config.momentum)
     except (AssertionError, ImportError, TypeError, ValueError) as error:
         raise UsageError(
-            f"the optimizer {settings.opt} cannot be made ({' '.join(str(error).split())[:140]}); try adamw or sgd"
+            f"the optimizer {config.opt} cannot be made ({' '.join(str(error).split())[:140]}); try adamw or sgd"
         ) from error
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, settings: FinetuneConfig, steps: int, per_epoch: int):
+def make_scheduler(optimizer: torch.optim.Optimizer, config: FinetuneConfig, steps: int, per_epoch: int):
     """timm's scheduler over ``steps`` updates; ``step_update(k)`` before update k sets its learning rate."""
-    warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
+    warmup = min(round(config.warmup_epochs * per_epoch), steps // 2)
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        "step" if settings.sched == "constant" else settings.sched,
+        "step" if config.sched == "constant" else config.sched,
         num_epochs=steps,
         decay_epochs=max(1, steps // 3),
-        decay_rate=1.0 if settings.sched in ("constant", "poly") else 0.1,
-        min_lr=settings.min_lr,
-        warmup_lr=settings.lr / 100,
+        decay_rate=1.0 if config.sched in ("constant", "poly") else 0.1,
+        min_lr=config.min_lr,
+        warmup_lr=config.lr / 100,
         warmup_epochs=warmup,
         step_on_epochs=False,
         updates_per_epoch=1,

@@ -1,4 +1,4 @@
-"""Judging the network during training: ``normsurgeon.evaluate``, shared by the processes, the teacher run once."""
+"""Validation during training: ``normsurgeon.evaluate``, shared by the processes, with a teacher that runs once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.inference.run import classifier_logits
 
 
-class Remembered(nn.Module):
+class CachedTeacher(nn.Module):
     """A teacher whose logits for the same batches, in the same order, are computed once."""
 
     def __init__(self, teacher: nn.Module) -> None:
@@ -33,12 +33,12 @@ class Remembered(nn.Module):
         return self.logits[self.place - 1]
 
     def rewind(self) -> None:
-        """Begin with the first batch again."""
+        """Start at the first batch again."""
         self.complete, self.place = bool(self.logits), 0
 
 
-class Judge:
-    """Evaluates on validation data; several processes share it, and each must ask."""
+class Validator:
+    """Evaluates on validation data; several processes share it, and each of them must call it."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Judge:
         workers: int,
     ) -> None:
         self.data = data
-        self.teacher = Remembered(teacher) if teacher is not None else None
+        self.teacher = CachedTeacher(teacher) if teacher is not None else None
         self.device, self.batch_size, self.workers = device, batch_size, workers
 
     def __call__(self, model: nn.Module) -> Evaluation:

@@ -1,4 +1,4 @@
-"""What looks after a run: signals that ask it to stop, and the search for where a loss ceased to be finite."""
+"""Signals that stop a run, a loss that rises, and the search for where a loss is not finite first."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from normsurgeon.inference.hooks import hooked
 from normsurgeon.inference.run import first_tensor
 
-EARLY, WINDOW = 200, 8
+EARLY_UPDATES, WINDOW = 200, 8
 """How many updates are the first, and over how many of them the present loss is averaged."""
 
-FEW_IMAGES = 16
-"""The loss at the start is that of so many images, or of the first batch: single images vary."""
+START_IMAGES = 16
+"""Images over which the loss at the start is averaged, or the first batch: single images vary."""
 
 RISE, SMALL = 3.0, 0.5
 """By how much a loss has to rise to be reported; one below ``SMALL`` nats may grow to that without harm."""
 
 
 class Stop:
-    """Whether somebody asked the run to stop, and how."""
+    """Whether a signal asked the run to stop, and which."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -60,7 +61,7 @@ class FirstUpdates:
     """Whether the first updates of a run raise the loss many times over, as a learning rate that is too high does."""
 
     def __init__(self, batch_size: int) -> None:
-        self.start = -(-FEW_IMAGES // batch_size)
+        self.start = -(-START_IMAGES // batch_size)
         self.losses: list[float] = []
         self.reported = False
 
@@ -69,7 +70,7 @@ class FirstUpdates:
 
         step  the number of this update, from 1
         """
-        if step > EARLY or self.reported:
+        if step > EARLY_UPDATES or self.reported:
             return None
         self.losses.append(loss)
         if len(self.losses) < self.start + WINDOW:
@@ -80,7 +81,7 @@ class FirstUpdates:
 
 
 def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: Tensor) -> str:
-    """Where the numbers of a batch cease to be finite, in words.
+    """Where the numbers of a batch are not finite first, in words.
 
     ``run_again`` repeats the forward and backward pass and returns the loss. The layer that is named is the first
     whose output is not finite although its inputs are.
@@ -88,27 +89,21 @@ def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: T
     if not bool(torch.isfinite(images).all()):
         return "in the images of the batch"
     found: list[str] = []
-    handles = []
 
-    def watch(name: str) -> Callable[[nn.Module, tuple, object], None]:
-        def look(module: nn.Module, inputs: tuple, output: object) -> None:
+    def watch(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
             out = first_tensor(output)
             if found or out is None or bool(torch.isfinite(out).all()):
                 return
-            given = first_tensor(inputs)
+            given = first_tensor(args)
             if given is None or bool(torch.isfinite(given).all()):
                 found.append(f"in the output of {name} ({type(module).__name__})")
 
         return look
 
-    try:
-        for name, module in model.named_modules():
-            if name and not any(True for _ in module.children()):
-                handles.append(module.register_forward_hook(watch(name)))
+    leaves = ((name, module) for name, module in model.named_modules() if name and not any(module.children()))
+    with hooked([(module, "output", watch(name)) for name, module in leaves]):
         loss = run_again()
-    finally:
-        for handle in handles:
-            handle.remove()
     if found:
         return found[0]
     if not bool(torch.isfinite(loss)):

@@ -1,4 +1,4 @@
-"""Listening to a network while it runs: hooks that live only inside a context manager."""
+"""Hooks on a network's modules that live only inside a context manager."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from normsurgeon.inference.run import first_tensor
 
 Tap = tuple[nn.Module, Literal["input", "output"], Callable[[Tensor], Tensor | None]]
-"""A module, which side of it, and the function that is called."""
+"""A module, which side of it, and the function that is called with the tensor."""
 
 
 @contextmanager
@@ -30,13 +30,23 @@ def listening(taps: Iterable[Tap]) -> Iterator[None]:
     >>> seen, len(net[0]._forward_hooks)
     ([[-1.0]], 0)
     """
+    with hooked(
+        (module, side, _before(receive) if side == "input" else _after(receive)) for module, side, receive in taps
+    ):
+        yield
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Literal["input", "output"], Callable[..., Any]]]) -> Iterator[None]:
+    """While inside, torch's own hooks: called with (module, args, kwargs) before, and the output after a forward pass.
+
+    All of them are gone afterwards, after an error and Ctrl-C, too.
+    """
     handles = []
     try:
-        for module, side, receive in taps:
-            if side == "input":
-                handles.append(module.register_forward_pre_hook(_before(receive)))
-            else:
-                handles.append(module.register_forward_hook(_after(receive)))
+        for module, side, hook in hooks:
+            register: Any = module.register_forward_pre_hook if side == "input" else module.register_forward_hook
+            handles.append(register(hook, with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -44,15 +54,16 @@ def listening(taps: Iterable[Tap]) -> Iterator[None]:
 
 
 def _before(receive: Callable[[Tensor], Tensor | None]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        found = first_tensor(inputs)
-        return None if found is None else receive(found)
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = first_tensor(args)
+        new = None if found is None else receive(found)
+        return None if new is None else ((new,), kwargs)
 
     return hook
 
 
 def _after(receive: Callable[[Tensor], Tensor | None]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         found = first_tensor(output)
         return None if found is None else receive(found)
 

@@ -21,7 +21,7 @@ from normsurgeon._util.files import check_writable, write_atomically
 from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
 from normsurgeon.models.registry import DEMO, HUB_PREFIXES, ModelSource, build, timm_source_of
 from normsurgeon.models.state_dict import KEY, StateDict, load_state_dict_into, write_safetensors
-from normsurgeon.surgery.convert import Conversion, convert_
+from normsurgeon.surgery.convert import Conversion, Record, convert_
 from normsurgeon.surgery.plan import ConversionPlan
 
 FORMAT = 1
@@ -91,6 +91,33 @@ def origin_of(model: nn.Module) -> Origin:
     return Origin(timm_source_of(model) if type(model).__module__.startswith("timm.") else None)
 
 
+def plans_of(result: Conversion | nn.Module) -> tuple[ConversionPlan, ...]:
+    """All plans that were carried out on a network, in their order."""
+    if not isinstance(result, Conversion):
+        return origin_of(result).plans
+    return (*origin_of(result.model).plans, *([result.plan] if result.plan is not None else []))
+
+
+def history_of(result: Conversion | nn.Module) -> tuple[Mapping[str, Any], ...]:
+    """All that was done to a network, in its order, as plain types."""
+    if not isinstance(result, Conversion):
+        return origin_of(result).history
+    own = () if result.plan is None else tuple(record.to_dict() for record in result.history)
+    return (*origin_of(result.model).history, *own)
+
+
+def add_record_(result: Conversion, record: Record) -> Conversion:
+    """Append to a network's history, in place.
+
+    A network without a plan came as a module, and may be used as one again: its origin keeps the record, too.
+    """
+    result.history.append(record)
+    if result.plan is None:
+        origin = origin_of(result.model)
+        attach_origin(result.model, replace(origin, history=(*origin.history, record.to_dict())))
+    return result
+
+
 def attach_origin(model: nn.Module, origin: Origin) -> nn.Module:
     """Note a model's origin on it. An attribute, so that it survives copies; no part of the state dict."""
     model._normsurgeon_origin = origin  # type: ignore[assignment]
@@ -124,8 +151,8 @@ def save(
         model, origin = result.model, origin_of(result.model)
         origin = replace(
             origin,
-            plans=(*origin.plans, result.plan),
-            history=(*origin.history, *result.history),
+            plans=plans_of(result),
+            history=history_of(result),
         )
     else:
         model, origin = result, origin_of(result)

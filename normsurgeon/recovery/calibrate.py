@@ -1,10 +1,10 @@
-"""Unlabelled images bring the converted norms' outputs back to the original's mean and variance: ``calibrate``."""
+"""``calibrate``: match the converted norms' outputs to the original's mean and variance, on unlabelled images."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,27 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.splitting import open_split
 from normsurgeon.distributed import own_device, own_shard, together
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
+from normsurgeon.models.checkpoint import add_record_
 from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments
-from normsurgeon.recovery.observing import MOST_IMAGES
-from normsurgeon.recovery.pairs import norm_pairs, originals_of
+from normsurgeon.recovery.observing import MAX_KEPT_IMAGES
+from normsurgeon.recovery.pairs import norm_pairs, on_a_copy, originals_of
 from normsurgeon.recovery.rebalancing import rebalance_
 from normsurgeon.surgery.convert import Conversion
 
-MATCHED_IMAGES = 128
-"""Images that matching holds in memory at once: exact in graph order in one pass, and no more however many there
-are."""
+MAX_MATCHED_IMAGES = 128
+"""Images that matching holds in memory at once: exact in graph order in one pass."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationRecord:
     """What ``calibrate`` did.
 
-    images          looked at to balance
+    images          that balancing used
     matched_images  of them, images on which outputs were matched
     sites           norms that were matched
     balanced        of them, norms whose producer got new signs and weights
@@ -52,29 +53,40 @@ class Calibration:
     worst_site: str | None
     seconds: float
 
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"calibrated {self.sites} norms ({self.balanced} balanced) on {self.images} images, "
+            f"{self.forward_passes} forward passes, {self.seconds:.1f} s; "
+            f"largest error before: {self.worst_error:.2f} at {self.worst_site}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
         return {"event": "calibrate", **asdict(self)}
 
 
-def calibrate(
+def calibrate_(
     result: Conversion | nn.Module,
     data: Data,
     *,
     original: nn.Module | None = None,
     balance: bool = True,
-    matched_images: int = MATCHED_IMAGES,
+    matched_images: int = MAX_MATCHED_IMAGES,
     batch_size: int = 32,
     max_images: int | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-    on_progress: Callable[[str, int, int | None], None] | None = None,
-) -> Calibration:
+    on_progress: OnProgress | None = None,
+) -> Conversion:
     """Match each converted norm's output to the original's, per channel in mean and variance, on unlabelled images.
 
-    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. Two steps:
+    ``calibrate`` returns a new Conversion of a copy of the network, which takes as much memory again, and changes
+    nothing that it is given. ``calibrate_`` works in place: it returns the Conversion that it is given, and an error
+    or Ctrl-C leaves the weights as they were. ``history[-1]`` is the ``CalibrationRecord``. Two steps:
 
-    * *balance*: the channels of the producer before each norm get signs and weights anew, which keep the norm's
+    * *balance*: the channels of the producer before each norm get new signs and weights, which keep the norm's
       pooled statistics steady from image to image (one pass of the original);
     * *match*: ``weight <- r * weight``, ``bias <- r * (bias - mean) + mean_BN`` with ``r = sd_BN / sd``, site by site
       in the order of the data, each seeing the prefix that has been matched already. All of ``matched_images`` go
@@ -83,11 +95,12 @@ def calibrate(
 
     result          a Conversion, or a converted model from a file (its plan came with it)
     data            a data spec (of data that comes in splits, the training one), an ImageSource, or batches
-                    ``(images (N, C, H, W), …)``; labels are not looked at
+                    ``(images (N, C, H, W), …)``; labels are ignored
     original        the BatchNorm network; default: the one that ``result`` was converted from
-    matched_images  at most so many are held at once, spread evenly over a source; of batches, the first
-    max_images      so many are looked at to balance, spread evenly over a source; of batches, the first. Default: at
-                    most 512, as many as the norm's steadiness is judged by
+    matched_images  the most images that are held at once, spread evenly over a source; of batches, the first
+    max_images      the most images that are used to balance, spread evenly over a source; of batches, the first.
+                    Default: 512, on which the norm's steadiness is measured
+    on_progress     called with a ``Progress`` after each batch and each norm
 
     Memory does not grow with the number of images, and the answer does not depend on the batch size, up to rounding.
     Under ``torchrun`` or ``accelerate launch`` every process calls this alike, with the same networks: the images are
@@ -100,12 +113,13 @@ def calibrate(
     >>> import normsurgeon as ns, timm
     >>> result = ns.convert(timm.create_model("test_resnet").eval(), to="gn")
     >>> images = torch.randn(32, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    >>> done = calibrate(result, [(images, None)])
-    >>> done.sites, done.forward_passes
-    (15, 3)
+    >>> record = calibrate(result, [(images, None)]).history[-1]
+    >>> record.sites, record.forward_passes, result.history
+    (15, 3, [])
     """
     if matched_images < 1:
         raise UsageError(f"matched_images={matched_images} must be at least 1")
+    result = Conversion.of(result)
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
     if isinstance(data, (str, os.PathLike)):
@@ -120,21 +134,21 @@ def calibrate(
         stack.enter_context(undone_on_error(model))
         images, balanced = 0, 0
         if balance:
-            most = MOST_IMAGES if max_images is None else max_images
+            most = MAX_KEPT_IMAGES if max_images is None else max_images
             views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
             if not views.repeatable:
                 raise UsageError(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
-            images, balanced = rebalance_(reference, pairs, views, _telling("balancing", views.total, on_progress))
+            images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
         views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
         held, matched = shared_images(views)
-        tell = _telling("matching", 2 * len(pairs), on_progress)
-        wanted = wanted_moments(reference, pairs, held[-1] if held else None, tell)
-        errors = match_in_order_(model, pairs, wanted, held[0] if held else None, tell)
+        count = counter("matching", 2 * len(pairs), on_progress)
+        wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)
+        errors = match_in_order_(model, pairs, wanted, held[0] if held else None, count)
     worst = max(errors, key=errors.__getitem__, default=None)
-    done = Calibration(
+    record = CalibrationRecord(
         images=max(images, matched),
         matched_images=matched,
         sites=len(errors),
@@ -144,23 +158,10 @@ def calibrate(
         worst_site=worst,
         seconds=time.perf_counter() - begin,
     )
-    if isinstance(result, Conversion):
-        result.history.append(done.to_dict())
-    return done
+    return add_record_(result, record)
 
 
-def _telling(
-    step: str, total: int | None, on_progress: Callable[[str, int, int | None], None] | None
-) -> Callable[[int], None]:
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_progress is not None:
-            on_progress(step, done, total)
-
-    return tell
+calibrate = on_a_copy(calibrate_)
 
 
 @contextmanager

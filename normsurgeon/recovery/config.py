@@ -15,7 +15,7 @@ class ReconstructionConfig(Config):
 
     local_steps: int = setting(40, "Updates of each block, in the first part.", ge=0)
     local_lr: float = setting(5e-4, "Learning rate of the first part.", gt=0)
-    steps: int = setting(20, "Updates of the whole network, in the second part.", ge=0)
+    steps: int = setting(20, "Updates of the whole network, after its blocks, in a reconstruction.", ge=0)
     lr: float = setting(2e-5, "Learning rate of the second part.", gt=0)
     batch_size: int = setting(32, "Images in an update.", ge=1)
     features: float = setting(0.3, "Weight of the block outputs next to the logits, in the second part.")

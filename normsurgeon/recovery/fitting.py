@@ -1,26 +1,27 @@
-"""The updates of a reconstruction, and the state that is best on held-out images."""
+"""The two parts of a reconstruction, and the state that is best on held-out images."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.feeding import Feed
 from normsurgeon.data.seeding import STEP, seed_everything, seed_of
-from normsurgeon.errors import TrainingError
 from normsurgeon.inference.heads import classifier_of
 from normsurgeon.inference.objectives import distillation, feature_matching
 from normsurgeon.inference.run import classifier_logits, home_of
 from normsurgeon.inference.taps import tapped
 from normsurgeon.recovery.block_fitting import fit_block
 from normsurgeon.recovery.config import ReconstructionConfig
+from normsurgeon.recovery.updates import fit_
 
-MOST_CACHED = 256
+MAX_CACHED_IMAGES = 256
 """Images whose features at one block are held in memory."""
 
 
@@ -35,12 +36,12 @@ class Fitting:
         model: nn.Module,
         reference: nn.Module,
         blocks: Sequence[str],
-        recipe: ReconstructionConfig,
+        config: ReconstructionConfig,
         feed: Feed,
         held: tuple[Tensor, ...],
-        on_progress: Callable[[str, int, int | None], None] | None,
+        on_progress: OnProgress | None,
     ) -> None:
-        self.model, self.reference, self.blocks, self.recipe, self.feed = model, reference, blocks, recipe, feed
+        self.model, self.reference, self.blocks, self.config, self.feed = model, reference, blocks, config, feed
         self.on_progress = on_progress
         self.held, self.held_reference = held[0], held[-1]
         self.held_logits = self._logits(reference, held[-1])
@@ -51,54 +52,57 @@ class Fitting:
         self.best = _mean(self.best_kls)
         self.curve = [(0, self.best)]
         self.kept = copy.deepcopy(model.state_dict())
-        mixes = {"switch_prob": 0.5, "prob": recipe.mix, "label_smoothing": 0.0, "num_classes": 2}
-        self.mixup = Mixup(mixup_alpha=1.0, cutmix_alpha=1.0, **mixes) if recipe.mix else None
+        mixes = {"switch_prob": 0.5, "prob": config.mix, "label_smoothing": 0.0, "num_classes": 2}
+        self.mixup = Mixup(mixup_alpha=1.0, cutmix_alpha=1.0, **mixes) if config.mix else None
 
     def run(self) -> None:
         """Both parts; the model is left in the best state."""
-        recipe = self.recipe
-        if self.blocks and recipe.local_steps:
-            self._blocks()
-        if recipe.steps:
-            self._jointly(recipe.steps, recipe.lr)
+        if self.blocks and self.config.local_steps:
+            self._fit_blocks()
+        if self.config.steps:
+            self._fit_network()
         self.model.load_state_dict(self.kept)
 
-    def _blocks(self) -> None:
-        """Fit one block after the other; a block stays fitted where ``_look`` finds the network better."""
-        recipe, feed = self.recipe, self.feed
-        batches = min(2 * feed.per_epoch, -(-MOST_CACHED // feed.batch_size))
-        images = torch.cat([batch[0] for batch in feed.batches(0, batches)])[:MOST_CACHED]
+    def _fit_blocks(self) -> None:
+        """Fit one block after the other; a block stays fitted if ``_improved`` finds the network better."""
+        feed = self.feed
+        batches = min(2 * feed.per_epoch, -(-MAX_CACHED_IMAGES // feed.batch_size))
+        images = torch.cat([batch[0] for batch in feed.batches(0, batches)])[:MAX_CACHED_IMAGES]
         held = self.held, self.held_reference
+        count = counter("fitting blocks", len(self.blocks), self.on_progress)
         for number, name in enumerate(self.blocks):
-            seed = seed_of(recipe.seed, number)
-            fitted = fit_block(self.model, self.reference, name, images, held, recipe, seed)
-            self.step += fitted
-            if self.on_progress is not None:
-                self.on_progress("fitting blocks", number + 1, len(self.blocks))
-            if fitted and not self._look():
-                self.model.load_state_dict(self.kept)  # nearer at the block and further at the logits: by heart
+            seed = seed_of(self.config.seed, number)
+            made = fit_block(self.model, self.reference, name, images, held, self.config, seed)
+            self.step += made
+            count(1)
+            if made and not self._improved():
+                self.model.load_state_dict(self.kept)  # nearer at the block but not at the logits: overfitted
 
-    def _jointly(self, steps: int, lr: float) -> None:
+    def _fit_network(self) -> None:
+        config, first = self.config, self.step
         self.model.load_state_dict(self.kept)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-        warm = max(1, min(10, steps // 4))
-        stale, first = 0, self.step
-        batches = self.feed.batches(0, steps)
-        for number, (images, _, _) in enumerate(batches):
-            rate = min(1, (number + 1) / warm) * 0.5 * (1 + math.cos(math.pi * number / steps))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * rate
-            self._update(images, optimizer)
-            self.step = first + number + 1
-            if self.on_progress is not None:
-                self.on_progress("fitting the network", number + 1, steps)
-            if (number + 1) % self.recipe.check_every == 0 or number + 1 == steps:
-                stale = 0 if self._look() else stale + 1
-                if stale >= self.recipe.patience:
-                    break
+        batches = self.feed.batches(0, config.steps)
 
-    def _update(self, images: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        seed_everything(STEP, self.recipe.seed, self.step)
+        def improved(updates: int) -> bool:
+            self.step = first + updates
+            return self._improved()
+
+        made = fit_(
+            torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0),
+            lambda update: self._loss(next(batches)[0], first + update),
+            improved,
+            steps=config.steps,
+            check_every=config.check_every,
+            patience=config.patience,
+            warmup=max(1, min(10, config.steps // 4)),
+            part="the reconstruction",
+            setting="lr",
+            count=counter("fitting the network", config.steps, self.on_progress),
+        )
+        self.step = first + made
+
+    def _loss(self, images: Tensor, step: int) -> Tensor:
+        seed_everything(STEP, self.config.seed, step)
         if self.mixup is not None and len(images) > 1:
             even = len(images) - len(images) % 2
             images = self.mixup(images[:even].contiguous(), torch.zeros(even, dtype=torch.int64))[0]
@@ -108,19 +112,16 @@ class Fitting:
             with torch.no_grad():
                 teacher = classifier_logits(self.reference, images)
             loss = distillation(classifier_logits(self.model, images), teacher)
-            if self.blocks and self.recipe.features:
+            if self.blocks and self.config.features:
                 pairs = [ours[name] for name in self.blocks], [theirs[name] for name in self.blocks]
-                loss = loss + self.recipe.features * feature_matching(*pairs)
-        _require_finite(loss, f"update {self.step + 1}")
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+                loss = loss + self.config.features * feature_matching(*pairs)
+        return loss
 
-    def _look(self) -> bool:
-        """Judge the present state; whether it is the best so far, which is then kept.
+    def _improved(self) -> bool:
+        """Whether the present state is the best so far on the held-out images; it is then kept.
 
-        Better by more than the gain's standard error over the images: few of them are a noisy judge, and the best of
-        many looks is otherwise the luckiest.
+        Better by more than the gain's standard error over the images: a measure of few images is noisy, and the best
+        of many looks is otherwise the luckiest.
         """
         kls = self._held_out_kls()
         kl, gain = _mean(kls), self.best_kls - kls
@@ -155,7 +156,7 @@ class Fitting:
     @torch.no_grad()
     def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         device, dtype = home_of(model)
-        parts = images.split(self.recipe.batch_size)
+        parts = images.split(self.config.batch_size)
         return torch.cat([classifier_logits(model, part.to(device, dtype)).double().cpu() for part in parts])
 
 
@@ -180,10 +181,3 @@ def best_scale(logits_NK: Tensor, reference_NK: Tensor) -> float:
         slope = (((t * logits_NK).softmax(1) - wanted) * logits_NK).sum(1).mean()
         low, high = (low, t) if slope > 0 else (t, high)
     return (low + high) / 2
-
-
-def _require_finite(loss: Tensor, where: str) -> None:
-    if not loss.isfinite():
-        raise TrainingError(
-            f"the loss is not finite at {where} of the reconstruction, and nothing was changed; try a lower lr"
-        )

@@ -20,9 +20,9 @@ from normsurgeon.recovery.observing import Site, no_images, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
 
 END = ""
-"""What a process that is through says in place of a norm's name."""
+"""What a process that has finished sends in place of a norm's name."""
 
-MOST = 4.0
+MAX_GROWTH = 4.0
 """The largest factor by which matching enlarges a channel."""
 
 QUIET = 1e-4
@@ -49,19 +49,19 @@ def shared_images(views: Views) -> tuple[tuple[Tensor, ...] | None, int]:
     """This process's images, None where there are fewer than processes, and how many all of them have."""
     held = _held(views)
     found = gather((len(held[0]) if held else 0, views.failure()))
-    images = sum(count for count, _ in found)
+    images = sum(number for number, _ in found)
     if not images:
         raise no_images(views, [failure for _, failure in found])
     return held, images
 
 
 def wanted_moments(
-    reference: nn.Module, pairs: Sequence[NormPair], images: Tensor | None, tell: Callable[[int], None]
+    reference: nn.Module, pairs: Sequence[NormPair], images: Tensor | None, count: Callable[[int], None]
 ) -> dict[str, Moments]:
     """The moments of what the original's batch norms give, which in eval mode are a fixed affine map of their input."""
     sites = [Site(pair.name, pair.batch_norm, "input") for pair in pairs]
     if images is not None:
-        with torch.inference_mode(), listening([(site.module, site.where, _counted(site, tell)) for site in sites]):
+        with torch.inference_mode(), listening([(site.module, site.where, _counted(site, count)) for site in sites]):
             run(reference, images)
     found = {}
     for pair, site, *tables in zip(pairs, sites, *gather([site.table for site in sites]), strict=True):
@@ -75,10 +75,10 @@ def wanted_moments(
     return found
 
 
-def _counted(site: Site, tell: Callable[[int], None]) -> Callable[[Tensor], None]:
+def _counted(site: Site, count: Callable[[int], None]) -> Callable[[Tensor], None]:
     def receive(x: Tensor) -> None:
         site.receive(x, 0, 1)
-        tell(1)
+        count(1)
 
     return receive
 
@@ -88,7 +88,7 @@ def match_in_order_(
     pairs: Sequence[NormPair],
     wanted: dict[str, Moments],
     images: Tensor | None,
-    tell: Callable[[int], None],
+    count: Callable[[int], None],
 ) -> dict[str, float]:
     """One pass: each norm is matched as the images come to it, and hands on what it then gives; errors by site.
 
@@ -113,7 +113,7 @@ def match_in_order_(
         for _, table in found:
             site.merge(table, [])
         scale, errors[name] = match_(by_name[name].norm, site.moments, wanted[name])
-        tell(1)
+        count(1)
         return scale
 
     def matching(pair: NormPair) -> Callable[[Tensor], Tensor | None]:
@@ -147,7 +147,7 @@ def match_(norm: nn.Module, found: Moments, wanted: Moments) -> tuple[Affine, fl
     counts for its mean only.
     """
     varies = found.var > QUIET * found.var.mean()
-    ratio = torch.where(varies, torch.sqrt(wanted.var / found.var.clamp_min(1e-30)), 1.0).clamp(max=MOST)
+    ratio = torch.where(varies, torch.sqrt(wanted.var / found.var.clamp_min(1e-30)), 1.0).clamp(max=MAX_GROWTH)
     weight, bias = norm.weight, norm.bias
     assert isinstance(weight, nn.Parameter)
     assert isinstance(bias, nn.Parameter)

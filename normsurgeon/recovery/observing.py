@@ -21,7 +21,7 @@ from normsurgeon.inference.views import Views
 from normsurgeon.norms.affine import Moments
 from normsurgeon.surgery.probing import FeatureProbe
 
-MOST_IMAGES = 512
+MAX_KEPT_IMAGES = 512
 """Images whose channel means are kept, spread evenly over the stream as it grows."""
 
 
@@ -66,7 +66,7 @@ class Site:
 
     @property
     def probe(self) -> FeatureProbe:
-        """What balancing asks for: of the whitened features, the kept images' channel means, and the kurtosis."""
+        """What balancing needs: of the whitened features, the kept images' channel means, and the kurtosis."""
         count, m2, m4 = (self.table[:, column] for column in (moments.COUNT, moments.M2, moments.M4))
         spread = np.sqrt(np.maximum(m2 / np.maximum(count, 1), 1e-30))
         kurtosis = count * m4 / np.maximum(m2 * m2, 1e-30) - 3
@@ -80,9 +80,9 @@ def observe(
     sites: Sequence[Site],
     views: Views,
     view: int = 0,
-    on_images: Callable[[int], None] | None = None,
+    count: Callable[[int], None] | None = None,
 ) -> int:
-    """One forward pass over all images; the sites' sums are begun anew. Returns how many images there were.
+    """One forward pass over all images; the sites' sums start at zero. Returns the number of images.
 
     The answer does not depend on the batch size, nor on how many processes share the images, up to rounding.
 
@@ -102,8 +102,8 @@ def observe(
         with torch.inference_mode(), listening([(site.module, site.where, receiver(site)) for site in sites]):
             run(model, x)
         images += len(x)
-        if on_images is not None:
-            on_images(len(x))
+        if count is not None:
+            count(len(x))
     found = gather((images, end, views.failure(), [(site.table, site.means) for site in sites]))
     images = sum(count for count, *_ in found)
     if not images:
@@ -117,9 +117,9 @@ def observe(
 
 
 def _thinned(sites: Sequence[Site], stride: int, images: int) -> int:
-    """Keep every second image's means, again and again, until no more than ``MOST_IMAGES`` are left; the new stride."""
+    """Keep every second image's means, until at most ``MAX_KEPT_IMAGES`` are left; the new stride."""
     before = stride
-    while -(-images // stride) > MOST_IMAGES:
+    while -(-images // stride) > MAX_KEPT_IMAGES:
         stride *= 2
     if stride > before:
         for site in sites:

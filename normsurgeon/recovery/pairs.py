@@ -1,20 +1,23 @@
-"""A converted network beside its original, and the norms that stand in for each other."""
+"""A converted network and its original: the norms that stand in for each other, and copies that leave both alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from inspect import signature
+from typing import Literal, ParamSpec
 
 from torch import nn
 
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import name_of
-from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.models.checkpoint import plans_of
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.targets import find_target
 from normsurgeon.surgery.convert import Conversion
-from normsurgeon.surgery.plan import ConversionPlan
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[Nor
     :raises UsageError: a model that carries no plan, or an original of another architecture.
     """
     model = result.model if isinstance(result, Conversion) else result
-    plans = _plans_of(result)
+    plans = plans_of(result)
     if not plans:
         raise UsageError(
-            f"{name_of(model)} is no conversion: nothing says which of its norms stand in for a BatchNorm; "
+            f"{name_of(model)} is no conversion: no plan shows which of its norms stand in for a BatchNorm; "
             "try result = normsurgeon.convert(model, to='gn')"
         )
     new, old = dict(model.named_modules()), dict(original.named_modules())
@@ -97,13 +100,22 @@ def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[Nor
     return tuple(pairs.values())
 
 
-def _plans_of(result: Conversion | nn.Module) -> Sequence[ConversionPlan]:
-    if isinstance(result, Conversion):
-        return (*origin_of(result.model).plans, result.plan)
-    return origin_of(result).plans
-
-
 def norm_output(norm: nn.Module) -> tuple[nn.Module, Literal["input", "output"]]:
     """Where to read what a norm gives before its own drop and act: their input, or the norm's output."""
     drop = getattr(norm, "drop", None)
     return (drop, "input") if isinstance(drop, nn.Module) else (norm, "output")
+
+
+def on_a_copy(in_place: Callable[P, Conversion]) -> Callable[P, Conversion]:
+    """The twin of a function that works in place on its argument ``result``: one that changes a copy of it."""
+
+    @wraps(in_place)
+    def twin(*args: P.args, **kwargs: P.kwargs) -> Conversion:
+        given = signature(in_place).bind(*args, **kwargs)
+        result, original = given.arguments["result"], given.arguments.get("original")
+        originals_of(result, original)  # raises for a network that is its own original: its copy would not be
+        given.arguments["result"] = Conversion.of(result).copy()
+        return in_place(*given.args, **given.kwargs)
+
+    twin.__name__ = twin.__qualname__ = in_place.__name__.removesuffix("_")
+    return twin

@@ -20,22 +20,22 @@ from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
 
-FEWEST_IMAGES = 32
+MIN_IMAGES = 32
 """With fewer, signs would follow the chance of these images."""
 
 
 def rebalance_(
-    reference: nn.Module, pairs: Sequence[NormPair], views: Views, on_images: Callable[[int], None] | None = None
+    reference: nn.Module, pairs: Sequence[NormPair], views: Views, count: Callable[[int], None] | None = None
 ) -> tuple[int, int]:
-    """Choose the signs and weights of each folded site anew, in place; returns the number of images and of sites.
+    """Choose new signs and weights for each folded site, in place; returns the number of images and of sites.
 
-    One forward pass of the original over the images; with fewer than ``FEWEST_IMAGES`` nothing is changed. The fixed
+    One forward pass of the original over the images; with fewer than ``MIN_IMAGES`` nothing is changed. The fixed
     affine that each norm stands in for stays the same.
     """
     folded = [pair for pair in pairs if pair.producer is not None and pair.old_producer is not None]
     sites = [Site(pair.name, pair.batch_norm, "input", keep_means=True) for pair in folded]
-    images = observe(reference, sites, views, 1, on_images)
-    if images < FEWEST_IMAGES:
+    images = observe(reference, sites, views, 1, count)
+    if images < MIN_IMAGES:
         return images, 0
     balanced = 0
     for pair, site in zip(folded, sites, strict=True):

@@ -1,10 +1,10 @@
-"""Unlabelled images, minutes: fit a converted network's blocks, then all of it, to the original: ``reconstruct``."""
+"""``reconstruct``: fit a converted network's blocks, then all of it, to the original, on unlabelled images."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
 from normsurgeon.data.feeding import make_feed
@@ -23,29 +24,29 @@ from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, name_of, placed
 from normsurgeon.inference.taps import shared_blocks
 from normsurgeon.inference.views import Data, open_views
-from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.models.checkpoint import add_record_, plans_of
 from normsurgeon.recovery.calibrate import undone_on_error
 from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon.recovery.fitting import Fitting
 from normsurgeon.recovery.matching import held_images
-from normsurgeon.recovery.pairs import norm_pairs, originals_of
+from normsurgeon.recovery.pairs import norm_pairs, on_a_copy, originals_of
 from normsurgeon.surgery.convert import Conversion
 
-MOST_HELD_OUT = 256
+MAX_HELD_OUT_IMAGES = 256
 """Images that decide which of the states on the way is kept."""
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class ReconstructionRecord:
     """What ``reconstruct`` did.
 
-    images, held_out   fitted on, and judged by
-    blocks             whose outputs were followed
+    images, held_out   images that were fitted, and images that only judged
+    blocks             whose outputs were matched
     steps              updates made
     best_step          after which the state that was kept was reached; 0: the start was the best
     kl_before, kl      mean KL(original ‖ converted) on the held-out images in nats: at the start, and of what was kept
     logit_scale        what the classifier was multiplied by; 1 for a network without a last linear layer
-    curve              (updates, held-out KL) at every look; the first one after that scaling
+    curve              (updates, held-out KL) at every check; the first one after that scaling
     seconds            of wall-clock time
     """
 
@@ -60,6 +61,15 @@ class Reconstruction:
     curve: tuple[tuple[int, float], ...]
     seconds: float
 
+    @property
+    def summary(self) -> str:
+        """One line."""
+        before, after = (f"{kl:.3f}" if math.isfinite(kl) else "not finite" for kl in (self.kl_before, self.kl))
+        return (
+            f"reconstructed on {self.images} images in {self.steps} updates, {self.seconds:.0f} s; "
+            f"KL from the original on {self.held_out} held-out images: {before} → {after} nats"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
         values = asdict(self)
@@ -69,23 +79,36 @@ class Reconstruction:
         return {"event": "reconstruct", **values, "curve": curve}
 
 
-def reconstruct(
+def reconstruct_(
     result: Conversion | nn.Module,
     data: Data,
     *,
     original: nn.Module | None = None,
-    recipe: ReconstructionConfig | None = None,
     max_images: int | None = None,
     device: str | torch.device | None = None,
     workers: int = 0,
-    on_progress: Callable[[str, int, int | None], None] | None = None,
-    **changes: Any,
-) -> Reconstruction:
+    on_progress: OnProgress | None = None,
+    local_steps: int = 40,
+    local_lr: float = 5e-4,
+    steps: int = 20,
+    lr: float = 2e-5,
+    batch_size: int = 32,
+    features: float = 0.3,
+    held_out: float = 0.15,
+    check_every: int = 10,
+    patience: int = 3,
+    mix: float = 0.7,
+    scale: float = 0.2,
+    seed: int = 0,
+) -> Conversion:
     """Fit a converted network to its original on unlabelled images, and keep what does best on held-out ones.
 
-    Changes ``result.model``'s weights in place; an error or Ctrl-C leaves them as they were. First the classifier is
-    multiplied by the one number that brings the held-out logits nearest to the original's: conversions make them too
-    small, which changes no answer and would be all that fitting learns at first. Then two parts:
+    ``reconstruct`` returns a new Conversion of a copy of the network, which takes as much memory again, and changes
+    nothing that it is given. ``reconstruct_`` works in place: it returns the Conversion that it is given, and an error
+    or Ctrl-C leaves the weights as they were. ``history[-1]`` is the ``ReconstructionRecord``.
+
+    First the classifier is multiplied by the one number that brings the held-out logits nearest to the original's:
+    conversions make them too small, which changes no answer and would be all that fitting learns at first. Then:
 
     * *local*: block by block in the order of the data (residual blocks, or else the network's children; BRECQ,
       arXiv:2102.05426), a block is fitted to give the original block's output for the input that the converted and
@@ -94,29 +117,31 @@ def reconstruct(
     * *joint*: the whole network minimises ``KL(original ‖ converted)`` of the logits plus ``features`` times the
       relative squared error of the block outputs.
 
-    Images are cropped, flipped and mixed in pairs at random: the original answers for any image, and few images are
-    fitted by heart within a hundred updates otherwise. A state takes the place of the one before, the start included,
-    where its held-out KL is less by more than the gain's standard error over the images. A parameter that the caller
-    froze stays as it is.
+    Images are cropped, flipped and mixed in pairs at random: the original answers for any image, and a network overfits
+    to few images within a hundred updates otherwise. A state takes the place of the one before, the start included, if
+    its held-out KL is less by more than the gain's standard error over the images. A parameter that the caller froze
+    stays as it is.
 
     result    a Conversion, or a converted model from a file (its plan came with it)
-    data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are not looked at
+    data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are ignored
     original  the BatchNorm network; default: the one that ``result`` was converted from
-    max_images  at most so many of a source's images, chosen by the seed
-    recipe    a ReconstructionConfig, or single settings of one as keywords (``steps=60``)
+    max_images  the most images of a source that are used, chosen by the seed
+    on_progress  called with a ``Progress`` after each block and each update
+    local_steps, …  the settings, as ``ReconstructionConfig`` describes them
 
-    :raises UsageError: no original, a model that is no conversion, or a setting that there is not.
+    :raises UsageError: no original, a model that is no conversion, or a setting that cannot have its value.
     :raises DataError: too few images.
     :raises TrainingError: a loss that is not finite.
 
     >>> import normsurgeon as ns, timm
     >>> result = ns.convert(timm.create_model("test_resnet").eval(), to="gn")
     >>> images = torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    >>> done = reconstruct(result, [images], steps=4, check_every=2, batch_size=8)
-    >>> done.kl <= done.kl_before
+    >>> record = reconstruct(result, [images], steps=4, check_every=2, batch_size=8).history[-1]
+    >>> record.kl <= record.kl_before
     True
     """
-    recipe = (recipe or ReconstructionConfig()).replace(**changes)
+    config = ReconstructionConfig.of(locals())
+    result = Conversion.of(result)
     model, reference = originals_of(result, original)
     norm_pairs(result, reference)  # raises for an original of another architecture
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -131,16 +156,15 @@ def reconstruct(
         stack.enter_context(_gradients_put_back(model))
         if not isinstance(data, ImageSource):
             data = open_split(data, None, training=True)  # whatever its labels are
-        fit, judge = _split(data, recipe, max_images)
-        config = DataConfig.of(model)
-        augmentation = Augmentation(scale=(recipe.scale, 1.0))
-        feed = make_feed(fit, config, augmentation, recipe.batch_size, recipe.seed, workers=workers)
-        plans = (*origin_of(model).plans, *([result.plan] if isinstance(result, Conversion) else []))
-        blocks = shared_blocks(model, reference, plans, config, required=False)
+        fit, judge = _split(data, config, max_images)
+        shape = DataConfig.of(model)
+        augmentation = Augmentation(scale=(config.scale, 1.0))
+        feed = make_feed(fit, shape, augmentation, config.batch_size, config.seed, workers=workers)
+        blocks = shared_blocks(model, reference, plans_of(result), shape, required=False)
         held = held_images(open_views(judge, [model, reference], classifiers=True))
-        fitting = Fitting(model, reference, blocks, recipe, feed, held, on_progress)
+        fitting = Fitting(model, reference, blocks, config, feed, held, on_progress)
         fitting.run()
-    done = Reconstruction(
+    record = ReconstructionRecord(
         images=feed.images,
         held_out=len(held[0]),
         blocks=len(blocks),
@@ -152,18 +176,19 @@ def reconstruct(
         curve=tuple(fitting.curve),
         seconds=time.perf_counter() - begin,
     )
-    if isinstance(result, Conversion):
-        result.history.append(done.to_dict())
-    return done
+    return add_record_(result, record)
 
 
-def _split(data: Any, recipe: ReconstructionConfig, max_images: int | None) -> tuple[Any, Any]:
+reconstruct = on_a_copy(reconstruct_)
+
+
+def _split(data: Any, config: ReconstructionConfig, max_images: int | None) -> tuple[Any, Any]:
     """The images to fit on and those to judge by, batches as one tensor each."""
     if isinstance(data, ImageSource):
         if data.streamed:
             raise DataError(f"{data.name} is a stream: its images have no numbers to choose by; try a folder")
         if max_images is not None and max_images < len(data):
-            data = split_source(data, max_images, recipe.seed)[1]
+            data = split_source(data, max_images, config.seed)[1]
         count = len(data)
     else:
         pool = [unpacked(batch)[0] for batch in data]
@@ -176,12 +201,12 @@ def _split(data: Any, recipe: ReconstructionConfig, max_images: int | None) -> t
             )
         images = torch.cat(pool)
         count = len(images)
-    second = min(MOST_HELD_OUT, max(1, round(recipe.held_out * count)))
+    second = min(MAX_HELD_OUT_IMAGES, max(1, round(config.held_out * count)))
     if count - second < 2:
         raise DataError(f"{count} images are too few to fit on and to judge by; try at least 32")
     if isinstance(data, ImageSource):
-        return split_source(data, second, recipe.seed)
-    first, rest = split_numbers(count, second, recipe.seed)
+        return split_source(data, second, config.seed)
+    first, rest = split_numbers(count, second, config.seed)
     return [images[list(first)]], [images[list(rest)]]
 
 

@@ -46,11 +46,11 @@ class Work:
         """Run a cell; ``tell`` hears the share that is done, twice a second."""
         last = time.monotonic()
 
-        def listen(row: dict[str, Any]) -> None:
+        def listen(row: Any) -> None:
             nonlocal last
             if tell is not None and time.monotonic() - last >= TOLD_EVERY:
                 last = time.monotonic()
-                tell(row["step"] / row["steps"])
+                tell(row.done / row.total)
 
         keep = work_file(self.networks, cell) if self.networks else None
         return run_cell(self.grid, cell, keep=keep, originals=self.originals, device=self.device, on_progress=listen)

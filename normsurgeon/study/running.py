@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normsurgeon._util.files import write_atomically
+from normsurgeon._util.progress import OnProgress
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.analysis.report import Report
 from normsurgeon.data.transforms import DataConfig
@@ -27,8 +28,9 @@ from normsurgeon.errors import (
     UsageError,
 )
 from normsurgeon.finetuning.config import FinetuneConfig
+from normsurgeon.finetuning.curves import Curves
 from normsurgeon.finetuning.finetune import finetune
-from normsurgeon.finetuning.history import History
+from normsurgeon.finetuning.record import FinetuneRecord
 from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.models.state_dict import load_state_dict_into, read_file, write_safetensors
 from normsurgeon.study.grid import Grid
@@ -57,13 +59,13 @@ def run_cell(
     keep: Path | None = None,
     originals: Path | None = None,
     device: str | None = None,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Outcome:
     """What comes of a cell. Everything but an interruption becomes an outcome, with one line that says why.
 
     keep         a file for the trained network
     originals    the folder of the networks that converted cells begin from; one that is not there is trained first
-    on_progress  is told of every update (see ``finetune``)
+    on_progress  called after each update (see ``finetune``)
 
     >>> grid = Grid(models="resnet8", norms="gn", datasets="digits", training={"steps": 2, "train_images": 64})
     >>> run_cell(grid, grid.cells()[0]).status
@@ -94,7 +96,7 @@ def _trained(
     keep: Path | None,
     originals: Path | None,
     device: str | None,
-    on_progress: Callable[[dict[str, Any]], None] | None,
+    on_progress: OnProgress | None,
 ) -> Outcome:
     shared = grid.training
     device = device or ("cuda" if torch.cuda.is_available() else None)  # the same for training, testing and analysis
@@ -112,15 +114,17 @@ def _trained(
         images.train,
         judged if by_epoch else None,
         teacher=None,
-        settings=settings,
+        **dict(settings),
         device=device,
         on_message=lambda text: None,
         on_progress=on_progress,
     )
-    if tuned.stopped:  # with the last update: the cell could be finished, and whoever asked would wait in vain
+    record = tuned.history[-1]
+    assert isinstance(record, FinetuneRecord)
+    if record.stopped:  # with the last update: the cell could be finished, and whoever asked would wait in vain
         raise KeyboardInterrupt
-    after = tuned.after or evaluate(tuned.model, images.test, device=device)
-    before = before or (tuned.before if cell.start == "converted" else None)
+    after = record.after or evaluate(tuned.model, images.test, device=device)
+    before = before or (record.before if cell.start == "converted" else None)
     outcome = Outcome(
         cell,
         "done",
@@ -128,8 +132,8 @@ def _trained(
         images=after.images,
         loss=after.loss,
         start_accuracy=before.top1 if before is not None else None,
-        curve=_curve(tuned.history, after, tuned.steps),
-        steps=tuned.steps,
+        curve=_curve(record.curves, after, record.steps),
+        steps=record.steps,
     )
     if after.nonfinite or after.loss is None:
         reason = f"the trained network's answers are not finite for {after.nonfinite} of {after.images} images"
@@ -183,7 +187,7 @@ def config_of(model: nn.Module, size: int | None) -> DataConfig:
     return config
 
 
-def _curve(history: History, after: Evaluation, steps: int) -> tuple[Epoch, ...]:
+def _curve(history: Curves, after: Evaluation, steps: int) -> tuple[Epoch, ...]:
     """A point after every epoch, of at most ``MOST_POINTS`` evenly spread, the last one with the result."""
     judged = {row["step"]: row for row in history.epochs if row["step"]}
     last = history.steps[-1]["epoch"] if history.steps else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import fx, nn
@@ -31,23 +31,30 @@ DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": Fa
 """The settings of a plan, as they are when nothing is asked for."""
 
 
+class Record(Protocol):
+    """What was done to a network, and its numbers before and after: an entry of ``Conversion.history``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types for JSON and checkpoints; ``event`` names what was done."""
+
+
 @dataclass
 class Conversion(Presentable):
     """What ``convert`` returns.
 
     model       the converted network
-    plan        the plan that was carried out
+    plan        the plan that was carried out; None for a network that came as a module (its origin keeps earlier plans)
     check       what was proven of it; None where no check was wanted
     verdict     how much of the function is left with the norms that were asked for; None where it was not measured
-    history     what happened to the model since, one plain dict an event (calibration, fine-tuning, …)
+    history     what was done to the model since: a record of each calibration, reconstruction and fine-tuning
     optimizer   the optimizer handed over, now of the converted model's parameters, or None
     original    the model that was converted, which calibration and distillation look up to; None after ``convert_``,
                 which leaves none. No copy: changing it changes the target. It is not saved.
     """
 
     model: nn.Module
-    plan: ConversionPlan
-    history: list[dict[str, Any]] = field(default_factory=list)
+    plan: ConversionPlan | None
+    history: list[Record] = field(default_factory=list)
     optimizer: torch.optim.Optimizer | None = None
     original: nn.Module | None = None
     check: Check | None = None
@@ -56,19 +63,20 @@ class Conversion(Presentable):
     @property
     def sites(self) -> tuple[Decision, ...]:
         """One entry a batch norm: ``name``, ``status``, ``reason``, …"""
-        return self.plan.decisions
+        return self.plan.decisions if self.plan is not None else ()
 
     @property
     def counts(self) -> dict[str, int]:
         """How many sites were converted, kept and refused."""
-        return self.plan.counts
+        return self.plan.counts if self.plan is not None else dict.fromkeys(("converted", "kept", "refused"), 0)
 
     @property
     def summary(self) -> str:
         """What was converted, what was proven of it, and how much of the function is left: a line each."""
         check = f"check: {self.check}" if self.check is not None else None
         verdict = f"verdict: {self.verdict}" if self.verdict is not None else None
-        return "\n".join(filter(None, (self.plan.summary, check, verdict)))
+        plan = self.plan.summary if self.plan is not None else type(self.model).__name__
+        return "\n".join(filter(None, (plan, check, verdict)))
 
     def __repr__(self) -> str:
         return f"Conversion({self.summary})"
@@ -77,8 +85,23 @@ class Conversion(Presentable):
         """What was proven, how much of the function is left, and the sites."""
         known = (("check", self.check), ("verdict", self.verdict))
         facts = Facts(tuple((name, str(value)) for name, value in known if value is not None))
+        if self.plan is None:
+            return Document("", type(self.model).__name__, (), facts=(facts,))
         section = Section("sites", "Sites", (self.plan.table, Notes(self.plan.notes)))
         return Document("", self.plan.summary, (section,), facts=(facts,))
+
+    @classmethod
+    def of(cls, result: Conversion | nn.Module) -> Conversion:
+        """A conversion itself; of a network that came as a module, one without a plan."""
+        return result if isinstance(result, Conversion) else cls(result, None)
+
+    def copy(self) -> Conversion:
+        """The same with a deep copy of the network, and of the optimizer that trains it.
+
+        :raises ConversionError: for a model that cannot be copied.
+        """
+        model, optimizer = copy_model(self.model, self.optimizer)
+        return replace(self, model=model, optimizer=optimizer, history=list(self.history))
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""What a training run was like, update by update and epoch by epoch, in plain types."""
+"""The curves of a training run, update by update and epoch by epoch, in plain types."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from normsurgeon.errors import CheckpointError
 
-MOST = 500
+MAX_ROWS = 500
 """Rows of updates that a run keeps: a longer one averages over several updates a row."""
 
 
 @dataclass
-class History:
+class Curves:
     """The curves of a run.
 
     steps   one row every few updates: ``step`` (updates done), ``epoch`` (passes over the images), ``loss`` and each
@@ -22,7 +22,7 @@ class History:
             and ``blend`` in a progressive run; losses and speed are means since the row before
     epochs  one row a validation: ``step``, ``epoch``, and what was measured (``top1``, ``loss``, ``agreement``, ``kl``)
 
-    >>> History.from_dict(History([{"step": 1, "loss": 2.0}]).to_dict()).steps
+    >>> Curves.from_dict(Curves([{"step": 1, "loss": 2.0}]).to_dict()).steps
     [{'step': 1, 'loss': 2.0}]
     """
 
@@ -38,7 +38,7 @@ class History:
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> History:
+    def from_dict(cls, values: Mapping[str, Any]) -> Curves:
         """The inverse of ``to_dict``.
 
         :raises CheckpointError: something else.
@@ -46,7 +46,7 @@ class History:
         try:
             return cls([dict(row) for row in values["steps"]], [dict(row) for row in values["epochs"]])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"this is no history of a training run ({type(error).__name__} {error})") from error
+            raise CheckpointError(f"these are no curves of a training run ({type(error).__name__} {error})") from error
 
     def column(self, name: str, of: str = "steps") -> tuple[list[int], list[float]]:
         """One curve: updates done, and the values of a column where it has any."""
@@ -66,7 +66,7 @@ class Window:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
-        """The means over the updates, and begin anew. ``images_per_second`` is made of ``images`` and ``seconds``."""
+        """The means over the updates; the sums then start at zero. ``images`` and ``seconds`` give the speed."""
         sums, self.sums = self.sums, {}
         updates = sums.pop("updates")
         images, seconds = sums.pop("images"), sums.pop("seconds")
