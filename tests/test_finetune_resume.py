@@ -46,7 +46,14 @@ def job(folder, resume=False, **changes):
     }
     data = ns_digits(128)
     return ns.finetune(
-        converted(), data, ns_digits(32), output=folder, resume=resume, device="cpu", say=lambda text: None, **settings
+        converted(),
+        data,
+        ns_digits(32),
+        output=folder,
+        resume=resume,
+        device="cpu",
+        on_message=lambda text: None,
+        **settings,
     )
 
 
@@ -161,7 +168,14 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     told = []
     tuned = ns.finetune(
-        converted(), ns_digits(64), output=tmp_path, resume=True, steps=24, batch_size=16, device="cpu", say=told.append
+        converted(),
+        ns_digits(64),
+        output=tmp_path,
+        resume=True,
+        steps=24,
+        batch_size=16,
+        device="cpu",
+        on_message=told.append,
     )
     assert told == [f"going on after update 7 of 24 in {tmp_path}"]
     whole = ns.finetune(converted(), ns_digits(64), steps=24, batch_size=16, device="cpu")
@@ -197,7 +211,7 @@ def test_a_finished_run_resumed_is_the_same_result(tmp_path):
 def test_resume_before_anything_was_saved_starts_at_the_beginning(tmp_path):
     told = []
     data = ns_digits(32)
-    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", say=told.append)
+    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", on_message=told.append)
     assert told == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
 
 
@@ -263,7 +277,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypat
     monkeypatch.undo()
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", "best.safetensors"}
-    assert job(tmp_path, resume=True, steps=6).steps == 6
+    assert job(tmp_path, resume=True, steps=6).history[-1].steps == 6
 
 
 def pair(folder: Path, **changes) -> None:
@@ -271,7 +285,7 @@ def pair(folder: Path, **changes) -> None:
     torch.set_num_threads(1)
     settings = {"steps": 6, "batch_size": 16, "reprob": 0.3, "features": 1.0, "opt": "momentum", "lr": 0.01, **changes}
     tuned = ns.finetune(
-        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", say=lambda text: None, **settings
+        converted(), ns_digits(64), ns_digits(33), output=folder, device="cpu", on_message=lambda text: None, **settings
     )
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(

@@ -8,15 +8,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import sample_document
 import sample_report as samples
 
 from normsurgeon.analysis.records import LayerStatistics
 from normsurgeon.analysis.report import Report
+from normsurgeon.render.html import to_page
 
 pytest.importorskip("websocket", reason="websocket-client is not installed")
 from chromium import PROGRAM, Page, browser
 
-NASTY = "</script><script>window.hit = 1</script><img src=x onerror='window.hit = 2'>&\"'"
+NASTY = sample_document.NASTY
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,11 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "single": single_report(),
         "trained": replace(samples.bare_report(), history=samples.DONE),
     }
-    return {name: report.save(folder / f"{name}.html") for name, report in made.items()}
+    (folder / "sample.html").write_text(to_page(sample_document.sample(NASTY)), encoding="utf-8")
+    return {
+        "sample": folder / "sample.html",
+        **{name: report.save(folder / f"{name}.html") for name, report in made.items()},
+    }
 
 
 def nasty_report() -> Report:
@@ -61,8 +67,10 @@ def single_report() -> Report:
     return samples.make_report([("0", "norm", "GroupNorm", (8, 4, 4))], "one layer")
 
 
-SIZES = [(name, 1280, False) for name in ("small", "resnet50", "bare", "hollow", "statistics", "nasty", "single")]
-SIZES += [(name, 390, True) for name in ("resnet50", "bare", "nasty", "trained")]
+SIZES = [
+    (name, 1280, False) for name in ("small", "resnet50", "bare", "hollow", "statistics", "nasty", "single", "sample")
+]
+SIZES += [(name, 390, True) for name in ("resnet50", "bare", "nasty", "trained", "sample")]
 
 
 @pytest.mark.parametrize(("name", "width", "phone"), SIZES)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from normsurgeon.analysis.layer_table import Measures, Rows
+from normsurgeon.analysis.layer_table import LayerRow, Measures, Rows
 from normsurgeon.analysis.records import Matrix, Score, SweepPoint
 from normsurgeon.render.document import Bars, Chart, HeatMap, Line, Sparklines
 from normsurgeon.render.formatting import exact, joined, significant
@@ -22,7 +22,6 @@ KINDS = ("norm", "convolution", "block", "linear", "", "", "other")
 """Kinds of layer, each at the place of its colour."""
 MOST_BARS, MOST_SITES, MOST_IN_WORDS = 25, 5, 10
 
-_Row = Any  # a LayerRow; its parts are read by name
 _Spec = tuple[str, str, str, str, tuple[tuple[str, ...], ...]]
 """Id, title, note, scale, and the lines: key, label, and for a band the keys of its edges."""
 _DASHES = ("solid", "dash", "dot")
@@ -256,7 +255,7 @@ def _tried(sites: Sequence[tuple[str, list[tuple[float, float]]]]) -> list[float
     return sorted({x for _, line in sites for x, _ in line})
 
 
-def _numbers(row: _Row) -> dict[str, float]:
+def _numbers(row: LayerRow) -> dict[str, float]:
     """Everything that is drawn of a layer, by name; what has no value is left out."""
     numbers: dict[str, Any] = {}
     if entry := row.statistics:
@@ -277,7 +276,7 @@ def _numbers(row: _Row) -> dict[str, float]:
     return {key: float(f"{value:.6g}") for key, value in numbers.items() if is_number(value)}
 
 
-def _hover(row: _Row, numbers: Mapping[str, float]) -> str:
+def _hover(row: LayerRow, numbers: Mapping[str, float]) -> str:
     """All numbers of a layer, in every chart: three a line, since plotly drops what is too tall."""
     entry = row.statistics
     about = ""

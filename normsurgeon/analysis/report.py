@@ -63,7 +63,7 @@ class Report(Presentable):
         """Only what there is, the findings first."""
         rows, measures, it = self._rows(), labelled(self.sensitivity), self.provenance
         layers = len(self.statistics or ()) or (len(self.similarity.layers) if self.similarity else 0)
-        important = frozenset(entry.layer for entry in sections.standouts(self.findings, rows))
+        important = frozenset(str(entry.anchor) for entry in sections.standouts(self.findings, rows))
         parts: list[Section] = [
             *sections.profile_sections(rows),
             sections.similarity_section(self.similarity),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -38,24 +37,11 @@ _WORDS = frozenset[doc.Medium]({"terminal", "text"})
 _NO_NOTEBOOK = _PAGE | _WORDS
 
 
-@dataclass(frozen=True)
-class Standout:
-    """A layer and the reasons to look at it, in words. ``severity`` is the gravest finding's, or ``notice``."""
-
-    layer: str
-    severity: doc.Severity
-    reasons: tuple[str, ...]
-    strength: float = 0.0
-
-
 def findings_section(findings: Sequence[Finding], rows: Rows) -> Section:
     """What stands out, and the layers that stand out: those with findings, or far from the others of their kind."""
     stated = tuple(doc.Finding(f.text, f.severity, "", f.metric, f.value, f.advice, f.layer) for f in findings)
-    layers = tuple(
-        doc.Finding("; ".join(entry.reasons), entry.severity, anchor=entry.layer) for entry in standouts(findings, rows)
-    )
-    blocks = (doc.Findings(stated), doc.Findings(layers, empty="", title="Layers that stand out"))
-    return Section("findings", "Findings", blocks)
+    layers = doc.Findings(standouts(findings, rows), empty="", title="Layers that stand out")
+    return Section("findings", "Findings", (doc.Findings(stated), layers))
 
 
 def profile_sections(rows: Rows) -> Iterator[Section]:
@@ -182,16 +168,17 @@ def header(it: Provenance, comparison: Comparison | None, layers: int, measured:
     return tuple(Facts(tuple(pair for pair in each.pairs if pair[1]), each.key) for each in facts)
 
 
-def standouts(findings: Sequence[Finding], rows: Rows, most: int = 12) -> tuple[Standout, ...]:
-    """At most ``most`` layers: those with findings first, then the farthest from their kind.
+def standouts(findings: Sequence[Finding], rows: Rows, most: int = 12) -> tuple[doc.Finding, ...]:
+    """At most ``most`` layers and the reasons to look at them: those with findings, then the farthest from their kind.
 
-    A finding's reason is its metric and number, as the words stand in the findings already.
+    A finding's reason is its metric and number, as the words stand in the findings already; its severity counts too.
     """
-    found: dict[str, Standout] = {}
+    found: dict[str, tuple[doc.Severity, list[str], list[float]]] = {}
 
     def add(layer: str, severity: doc.Severity, reason: str, strength: float) -> None:
-        before = found.get(layer, Standout(layer, severity, ()))
-        found[layer] = Standout(layer, before.severity, (*before.reasons, reason), max(before.strength, strength))
+        _, reasons, strengths = found.setdefault(layer, (severity, [], []))
+        reasons.append(reason)
+        strengths.append(strength)
 
     for finding in findings:
         if finding.layer is not None and finding.severity != "good":
@@ -203,7 +190,8 @@ def standouts(findings: Sequence[Finding], rows: Rows, most: int = 12) -> tuple[
             way = "high" if value > typical else "low"
             text = f"{title} {significant(value)} is {way} (its kind's median: {significant(typical)})"
             add(layer, "notice", text, distance)
-    return tuple(sorted(found.values(), key=lambda entry: -entry.strength)[:most])
+    ordered = sorted(found.items(), key=lambda entry: -max(entry[1][2]))[:most]
+    return tuple(doc.Finding("; ".join(reasons), severity, anchor=layer) for layer, (severity, reasons, _) in ordered)
 
 
 def farthest(rows: Rows, most: int = 15) -> tuple[Table, ...]:

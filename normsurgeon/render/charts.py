@@ -36,7 +36,6 @@ def template(ink: str, muted: str, line: str, surface: str) -> dict[str, Any]:
         "hoverlabel": {"bgcolor": surface, "bordercolor": muted, "font": {"color": ink, "size": 11}, "align": "left"},
         "legend": {"font": {"color": ink, "size": 11}, "bgcolor": "rgba(0,0,0,0)"},
         "updatemenudefaults": {"bgcolor": surface, "bordercolor": muted, "font": {"color": ink, "size": 11}},
-        "annotationdefaults": {"font": {"color": muted, "size": 13}},
     }  # fmt: skip
     return {"layout": layout, "data": {"heatmap": [{"colorbar": bar}]}}
 
@@ -128,7 +127,7 @@ def lines(
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(meaning), line={"color": _GREY, "dash": dash})
     values = [v for line in series for v in line.y if v is not None]
     figure.update_xaxes(title_text=label(x_title) or None, zeroline=False)
-    figure.update_yaxes(title_text=label(y_title) or None, nticks=6)
+    figure.update_yaxes(title_text=label(y_title) or None, nticks=6, exponentformat="power")
     places = sorted({v for line in series for v in line.x if v is not None})
     if log_x and not at and len(places) <= MAX_TICKS:
         at = [(place, f"{place:g}") for place in places]
@@ -226,7 +225,7 @@ def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
         shown = [start <= i < start + len(figure.data) for i in range(count)]
         start += len(figure.data)
         layout = figure.layout.to_plotly_json()
-        kept = {key: layout[key] for key in ("xaxis", "yaxis", "height", "showlegend", "annotations") if key in layout}
+        kept = {key: layout[key] for key in ("xaxis", "yaxis", "height", "showlegend") if key in layout}
         buttons.append({"label": label(short_name(name, 40)), "method": "update", "args": [{"visible": shown}, kept]})
     row = len(figures) <= 4 and sum(map(len, figures)) <= 30
     menu = {
@@ -237,12 +236,6 @@ def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
     return merged.update_layout(
         updatemenus=[menu], margin_t=max(top, 60), legend={"yref": "container", "y": 0, "yanchor": "bottom"}
     )
-
-
-def empty(text: str) -> go.Figure:
-    """A figure that says why there is nothing to see."""
-    figure = _figure(180, showlegend=False)
-    return figure.add_annotation(text=label(text), showarrow=False, xref="paper", yref="paper", x=0.5, y=0.5)
 
 
 def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
