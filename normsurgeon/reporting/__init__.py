@@ -1,1 +1,0 @@
-"""Records as pages and tables. Nothing here imports torch."""
