@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-slow check format zoo coverage bench clean
+.PHONY: help demo test test-system test-all test-slow check format zoo coverage bench clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -26,8 +26,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.demo       ## real weights, photographs, four conversions
 	$(BIN)/normsurgeon demo
 
-test: $(VENV)/.dev        ## the fast tests, documentation examples and notebooks included
+test: $(VENV)/.dev        ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-system: $(VENV)/.dev ## the tests that start processes or a browser, and the notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --override-ini addopts="-q --strict-markers" -m "system and not slow"
+
+test-all: test test-system ## both, as CI runs them
 
 test-slow: $(VENV)/.dev   ## what takes minutes
 	$(BIN)/python -m pytest --override-ini addopts="-q --strict-markers" -m slow

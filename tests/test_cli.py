@@ -156,6 +156,7 @@ def test_a_narrow_terminal_loses_nothing() -> None:
     assert "layer3.0.downsample.2" in result.stdout
 
 
+@pytest.mark.system
 def test_a_pipe_whose_reader_has_gone_is_quiet() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "normsurgeon_cli", "inspect", "test_resnet"],
@@ -168,6 +169,7 @@ def test_a_pipe_whose_reader_has_gone_is_quiet() -> None:
     assert process.wait() == 0
 
 
+@pytest.mark.system
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"what stood there")

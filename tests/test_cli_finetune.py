@@ -90,6 +90,7 @@ def test_wrong_usage_is_one_line_and_exit_2(run, arguments, text):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.system
 def test_help_imports_no_torch():
     code = "from normsurgeon_cli.app import app; app(['finetune', '--help'], standalone_mode=False)"
     check = (
@@ -125,6 +126,7 @@ def test_a_flag_a_pair_and_a_repeated_option_reach_the_run(run):
     assert (settings["channels_last"], settings["train_what"], settings["trackers"]) == (True, "norms", [])
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -108,6 +108,7 @@ def test_a_real_network_knows_a_cat_and_a_cup_of_espresso(run):
     assert best == ["tiger cat", "espresso"]
 
 
+@pytest.mark.system
 def test_its_help_does_not_import_torch():
     code = "import sys; from normsurgeon_cli.app import app; app(['predict', '--help'], standalone_mode=False)"
     check = "print([name for name in ('torch', 'timm', 'PIL') if name in sys.modules], file=sys.stderr)"

@@ -140,6 +140,7 @@ def test_every_shipped_study_is_valid_and_found_by_its_name(run, tmp_path):
     assert find_config("quick.yaml") == Path("quick.yaml")  # one's own file comes first
 
 
+@pytest.mark.system
 def test_validating_a_study_imports_no_torch(config):
     code = (
         "import sys; from normsurgeon.study.grid import find_config, read_grid; "

@@ -232,6 +232,7 @@ def near(two: float | None, one: float | None, relative: float) -> bool:
     return two is one is None or two == pytest.approx(one, rel=relative)
 
 
+@pytest.mark.system
 def test_two_processes_score_what_one_scores(both):
     for name, one in evaluations().items():
         for found in both:
@@ -242,6 +243,7 @@ def test_two_processes_score_what_one_scores(both):
                 assert near(getattr(two, mean), getattr(one, mean), 1e-6), (name, mean)
 
 
+@pytest.mark.system
 def test_two_processes_calibrate_to_the_weights_of_one(both):
     for name, one in calibrations().items():
         first, second = (found["calibrations"][name] for found in both)
@@ -256,6 +258,7 @@ def test_two_processes_calibrate_to_the_weights_of_one(both):
             assert (first["weights"][key] - value).abs().max() <= 2e-5 * scale, (name, key)
 
 
+@pytest.mark.system
 def test_two_processes_see_in_the_layers_what_one_sees(both):
     for name, one in reports().items():
         first, second = (found["reports"][name] for found in both)
@@ -281,6 +284,7 @@ def compared(two: Any, one: Any, place: str) -> Iterator[str]:
         yield f"{place}: {two} and {one}"
 
 
+@pytest.mark.system
 def test_images_that_cannot_be_read_are_skipped_alike(both):
     one = skipping()
     for found in both:
@@ -291,6 +295,7 @@ def test_images_that_cannot_be_read_are_skipped_alike(both):
         assert not list(compared(two["layers"], one["layers"], "layers"))
 
 
+@pytest.mark.system
 def test_an_error_in_one_process_is_raised_in_all_of_them(both):
     one, (first, second) = failures(), (found["failures"] for found in both)
     for name in ("no image", "a wrong label", "labels in one batch only", "nothing to analyze"):
@@ -352,6 +357,7 @@ def test_a_process_that_is_gone_is_an_error(monkeypatch):
         gather("mine")
 
 
+@pytest.mark.system
 def test_at_the_command_line_the_first_process_speaks(tmp_path):
     path = tmp_path / "net.safetensors"
     ns.save(networks()[0], path)

@@ -144,6 +144,7 @@ def finished(process, timeout=300):
     return output
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path, count):
     told = finished(child("kills", tmp_path, count))
@@ -327,6 +328,7 @@ def shards(folder: Path) -> None:
     pair(folder, resume=True)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("how", ["ddp", pytest.param("shards", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_the_same_batch(tmp_path, how):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

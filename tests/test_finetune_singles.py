@@ -191,6 +191,7 @@ def two(folder: Path) -> None:
     assert tuned.neck[0].num_batches_tracked == 0
 
 
+@pytest.mark.system
 def test_processes_that_share_a_batch_each_say_it_and_freeze_alike(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, tmp_path],

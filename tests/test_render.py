@@ -164,6 +164,7 @@ def test_plotly_and_scripts_are_in_a_page_only_where_they_are_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("module", ["html", "terminal", "text", "charts", "presentable", "document"])
 def test_no_renderer_imports_torch(module: str) -> None:
     code = f"import sys, normsurgeon.render.{module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"

@@ -21,6 +21,9 @@ from chromium import PROGRAM, Page, browser
 NASTY = sample_document.NASTY
 
 
+pytestmark = pytest.mark.system
+
+
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
     if PROGRAM is None:

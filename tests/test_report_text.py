@@ -182,6 +182,7 @@ def test_a_notebook_escapes_names() -> None:
     assert "&lt;script&gt;" in report._repr_html_()
 
 
+@pytest.mark.system
 def test_a_report_comes_without_torch() -> None:
     code = "import sys, normsurgeon.analysis.report; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

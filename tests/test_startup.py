@@ -13,6 +13,7 @@ from normsurgeon.errors import EnvironmentProblem
 HEAVY = "('torch', 'torchvision', 'timm', 'numpy', 'PIL')"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "code",
     [

@@ -736,6 +736,7 @@ def test_the_names_are_those_of_the_libraries():
     assert Training(opt="adopt").settings()["opt"] == "adopt"  # which only timm knows
 
 
+@pytest.mark.system
 def test_a_grid_is_read_without_torch(tmp_path):
     path = written(tmp_path, WHOLE)
     code = (

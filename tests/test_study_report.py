@@ -182,6 +182,7 @@ def test_another_ending_and_a_missing_folder_are_errors(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("module", ["report", "figures", "statistics", "findings"])
 def test_neither_the_numbers_nor_their_report_import_torch(module: str) -> None:
     code = f"import sys, normsurgeon.study.{module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
@@ -236,6 +237,7 @@ def texts(page: Page, selector: str) -> list[str]:
 SIZES = [(name, 1280, False) for name in REPORTS] + [(name, 390, True) for name in ("full", "rates", "lost", "nasty")]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("name", "width", "phone"), SIZES)
 def test_opens_quietly_at_every_size(page: Page, pages: dict[str, Path], name: str, width: int, phone: bool) -> None:
     """No request but for the file itself, nothing on the console, no sideways scrolling, nothing injected."""
@@ -248,6 +250,7 @@ def test_opens_quietly_at_every_size(page: Page, pages: dict[str, Path], name: s
     assert len(texts(page, "h1")) == 1
 
 
+@pytest.mark.system
 def test_only_sections_for_what_there_is(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     assert texts(page, "h2") == [
@@ -263,12 +266,14 @@ def test_only_sections_for_what_there_is(page: Page, pages: dict[str, Path]) -> 
     assert texts(page, "h2") == ["What this study shows", "Comparisons", "Every cell", "How it was computed"]
 
 
+@pytest.mark.system
 def test_the_page_says_what_the_findings_say(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     assert texts(page, ".findings .what") == [finding.text for finding in REPORTS["full"].findings]
     assert texts(page, "#findings tbody tr:first-child > *")[:2] == ["gn", "1"]
 
 
+@pytest.mark.system
 def test_the_batch_size_chart_holds_the_crossed_tables_numbers(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     (by_size,) = (c for c in REPORTS["full"].crossings if c.axis == "batch_size")
@@ -287,6 +292,7 @@ def test_the_batch_size_chart_holds_the_crossed_tables_numbers(page: Page, pages
     assert row[:3] == ["2", "77.5 ± 0.1", "90.5 ± 0.4"]
 
 
+@pytest.mark.system
 def test_the_learning_rate_chart_has_a_line_for_every_start_and_norm(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["rates"])
     drawn = page.evaluate(
@@ -311,6 +317,7 @@ def test_the_learning_rate_chart_has_a_line_for_every_start_and_norm(page: Page,
     assert "Learning rate" in texts(page, "h2")
 
 
+@pytest.mark.system
 def test_menus_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     value = "document.querySelector('#training-curves .plot').data.filter(t => t.visible !== false).at(-1).y.at(-1)"
@@ -333,6 +340,7 @@ def test_menus_choose_what_is_drawn(page: Page, pages: dict[str, Path]) -> None:
     assert page.errors == []
 
 
+@pytest.mark.system
 def test_plots_follow_the_colour_scheme(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["small"])
     plot = "document.querySelector('#differences .plot')"
@@ -343,6 +351,7 @@ def test_plots_follow_the_colour_scheme(page: Page, pages: dict[str, Path]) -> N
     page.wait(f"{colour} !== '{light}'")
 
 
+@pytest.mark.system
 def test_the_table_of_cells_sorts_and_filters(page: Page, pages: dict[str, Path]) -> None:
     page.open(pages["full"])
     column = texts(page, "#cells thead th").index("accuracy")

@@ -54,11 +54,13 @@ def test_the_same_seeds_give_the_same_table_again(whole, tmp_path):
     assert without_time(run_study(GRID, tmp_path, jobs=1).results.outcomes) == outcomes
 
 
+@pytest.mark.system
 def test_parallel_processes_give_the_table_of_one(whole, tmp_path):
     _, outcomes = whole
     assert without_time(run_study(GRID, tmp_path, jobs=2).results.outcomes) == outcomes
 
 
+@pytest.mark.system
 def test_ray_gives_the_table_of_one_process(whole, tmp_path):
     pytest.importorskip("ray", reason="Ray is an extra")
     _, outcomes = whole
@@ -86,6 +88,7 @@ def test_more_seeds_run_only_the_new_cells(whole, tmp_path):
     assert without_time(result.results.outcomes) == outcomes
 
 
+@pytest.mark.system
 def test_a_study_that_was_killed_goes_on_to_the_same_results(whole, tmp_path):
     _, outcomes = whole
     program = (
@@ -104,6 +107,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_results(whole, tmp_path):
     assert without_time(run_study(GRID, tmp_path, jobs=1).results.outcomes) == outcomes
 
 
+@pytest.mark.system
 def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(tmp_path):
     grid = {**GRID, "norms": ["bn", "gn"], "training": {**TINY, "epochs": 40}}
     program = (
@@ -145,6 +149,7 @@ def _alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.system
 def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
     grid = Grid.from_dict({**GRID, "norms": "bn", "batch_sizes": 32, "seeds": 3})
     cells = grid.cells()
@@ -153,6 +158,7 @@ def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
     assert found[cells[1]].reason == "its process was ended by SIGKILL; was memory short? try fewer --jobs"
 
 
+@pytest.mark.system
 def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

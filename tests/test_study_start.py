@@ -83,6 +83,7 @@ def test_bn_begins_from_the_trained_network_itself_and_another_norm_from_its_con
         assert known - {None} == {evaluate(original, test).top1}
 
 
+@pytest.mark.system
 def test_parallel_processes_give_the_table_of_one(whole, tmp_path):
     _, outcomes = whole
     assert without_time(run_study(STARTS, tmp_path, jobs=2).results.outcomes) == outcomes
