@@ -17,6 +17,8 @@ _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the n
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'normsurgeon' has no attribute {name!r}")
     from normsurgeon._util.imports import explained_imports
 
     with explained_imports():

@@ -217,7 +217,7 @@ def _history(model: nn.Module | Conversion) -> tuple[dict[str, Any], ...]:
     place = next((i for i, event in enumerate(done) if event.get("event") in ("calibrate", "reconstruct")), 0)
     done[place:place] = [_conversion(plan) for plan in origin.plans]
     if isinstance(model, Conversion) and model.plan is not None:  # else its origin has the records
-        done += [_conversion(model.plan), *(record.to_dict() for record in model.history)]
+        done += [_conversion(model.plan), *model.events]
     return tuple(done)
 
 

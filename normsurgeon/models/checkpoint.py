@@ -102,7 +102,7 @@ def history_of(result: Conversion | nn.Module) -> tuple[Mapping[str, Any], ...]:
     """All that was done to a network, in its order, as plain types."""
     if not isinstance(result, Conversion):
         return origin_of(result).history
-    own = () if result.plan is None else tuple(record.to_dict() for record in result.history)
+    own = () if result.plan is None else result.events
     return (*origin_of(result.model).history, *own)
 
 

@@ -61,6 +61,11 @@ class Conversion(Presentable):
     verdict: Verdict | None = None
 
     @property
+    def events(self) -> tuple[dict[str, Any], ...]:
+        """The history in plain types, as files hold it. An entry may be such a dict already."""
+        return tuple(dict(entry) if isinstance(entry, Mapping) else entry.to_dict() for entry in self.history)
+
+    @property
     def sites(self) -> tuple[Decision, ...]:
         """One entry a batch norm: ``name``, ``status``, ``reason``, …"""
         return self.plan.decisions if self.plan is not None else ()
