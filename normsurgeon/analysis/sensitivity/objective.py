@@ -111,6 +111,7 @@ class Objective:
 def cross_entropies(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
     """Each image's cross-entropy in nats, (N,), never in less than single precision.
 
+    >>> import torch
     >>> cross_entropies(torch.zeros(1, 4), torch.tensor([2])).exp().item()
     4.0
     """
