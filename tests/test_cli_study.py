@@ -102,7 +102,8 @@ def test_networks_that_cells_begin_from_have_lines_of_their_own_and_are_no_cells
             2,
             "there is no file nowhere.yaml; give the YAML file of a study, or one of a",
         ),
-        (("quik.yaml",), 2, "there is no file quik.yaml; did you mean quick.yaml?"),
+        (("quik.yaml",), 2, "there is no file quik.yaml; did you mean quick?"),
+        (("nothing.yaml",), 2, "there is no file nothing.yaml; give the YAML file of a study, or one of "),
         (
             ("hub.yaml",),
             1,

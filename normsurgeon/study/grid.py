@@ -499,7 +499,8 @@ def find_config(config: str | os.PathLike[str]) -> Path:
         if name in shipped:
             return CONFIGS / name
     otherwise = f"give the YAML file of a study, or one of {', '.join(shipped)}"
-    raise UsageError(f"there is no file {config}; {suggest(path.name, shipped, otherwise, cutoff=0.6)}")
+    by_stem = {Path(name).stem: name for name in shipped}  # all endings are alike, and would make any two names alike
+    raise UsageError(f"there is no file {config}; {suggest(path.stem, by_stem, otherwise, cutoff=0.6)}")
 
 
 def shipped_configs() -> list[str]:
