@@ -276,3 +276,12 @@ def test_a_network_without_a_plan_of_its_own_keeps_its_records(tmp_path: Path, c
     events = [dict(event) for event in origin_of(ns.load(path, model=convnet)).history]
     assert events == [record.to_dict() for record in (*result.history, *again.history)]
     assert len(origin_of(ns.load(path, model=convnet)).plans) == 1
+
+
+def test_a_verdict_from_before_the_calibration_says_so():
+    result = ns.convert(timm.create_model("test_resnet").eval(), to="gn")
+    assert "\nverdict: function " in result.summary
+    calibrated = ns.calibrate(result, [(torch.randn(4, 3, 64, 64), None)])
+    assert "\nverdict before calibrate: function " in calibrated.summary
+    assert "verdict before calibrate" in str(calibrated)
+    assert "\nverdict: function " in result.summary, "the conversion that was handed in stays as it was"

@@ -45,7 +45,8 @@ class Conversion(Presentable):
     model       the converted network
     plan        the plan that was carried out; None for a network that came as a module (its origin keeps earlier plans)
     check       what was proven of it; None where no check was wanted
-    verdict     how much of the function is left with the norms that were asked for; None where it was not measured
+    verdict     how much of the function was left with the norms that were asked for, before anything in ``history``;
+                None where it was not measured
     history     what was done to the model since: a record of each calibration, reconstruction and fine-tuning
     optimizer   the optimizer handed over, now of the converted model's parameters, or None
     original    the model that was converted, which calibration and distillation look up to; None after ``convert_``,
@@ -76,24 +77,28 @@ class Conversion(Presentable):
         return self.plan.counts if self.plan is not None else dict.fromkeys(("converted", "kept", "refused"), 0)
 
     @property
+    def _proofs(self) -> tuple[tuple[str, str], ...]:
+        """What is known of the conversion, by name. The verdict is older than what the history holds, and says so."""
+        verdict = f"verdict before {self.events[0].get('event', 'the history')}" if self.history else "verdict"
+        known = (("check", self.check), (verdict, self.verdict))
+        return tuple((name, str(value)) for name, value in known if value is not None)
+
+    @property
     def summary(self) -> str:
         """What was converted, what was proven of it, and how much of the function is left: a line each."""
-        check = f"check: {self.check}" if self.check is not None else None
-        verdict = f"verdict: {self.verdict}" if self.verdict is not None else None
         plan = self.plan.summary if self.plan is not None else type(self.model).__name__
-        return "\n".join(filter(None, (plan, check, verdict)))
+        return "\n".join([plan, *(f"{name}: {value}" for name, value in self._proofs)])
 
     def __repr__(self) -> str:
         return f"Conversion({self.summary})"
 
     def document(self) -> Document:
         """What was proven, how much of the function is left, and the sites."""
-        known = (("check", self.check), ("verdict", self.verdict))
-        facts = Facts(tuple((name, str(value)) for name, value in known if value is not None))
+        facts = (Facts(self._proofs),)
         if self.plan is None:
-            return Document("", type(self.model).__name__, (), facts=(facts,))
+            return Document("", type(self.model).__name__, (), facts=facts)
         section = Section("sites", "Sites", (self.plan.table, Notes(self.plan.notes)))
-        return Document("", self.plan.summary, (section,), facts=(facts,))
+        return Document("", self.plan.summary, (section,), facts=facts)
 
     @classmethod
     def of(cls, result: Conversion | nn.Module) -> Conversion:
