@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,7 +59,7 @@ def evaluate(
         print_message(f"{document['skipped']} images could not be read and were skipped")
 
 
-def _lines(document: dict) -> list[tuple[str, str | None]]:
+def _lines(document: dict[str, Any]) -> list[tuple[str, str | None]]:
     def percent(key: str) -> str | None:
         return None if document.get(key) is None else f"{100 * document[key]:.1f} %"
 

@@ -8,6 +8,7 @@ import torch
 from timm.layers import DropPath
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from normsurgeon._util.suggest import suggest
@@ -129,7 +130,7 @@ def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Opti
         ) from error
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, config: FinetuneConfig, steps: int, per_epoch: int):
+def make_scheduler(optimizer: torch.optim.Optimizer, config: FinetuneConfig, steps: int, per_epoch: int) -> Scheduler:
     """timm's scheduler over ``steps`` updates; ``step_update(k)`` before update k sets its learning rate."""
     warmup = min(round(config.warmup_epochs * per_epoch), steps // 2)
     scheduler, _ = create_scheduler_v2(

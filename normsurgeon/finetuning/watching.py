@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def where_nonfinite(model: nn.Module, run_again: Callable[[], Tensor], images: T
     found: list[str] = []
 
     def watch(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             out = first_tensor(output)
             if found or out is None or bool(torch.isfinite(out).all()):
                 return
