@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from normsurgeon_cli import app as application
-from normsurgeon_cli import boundary
+from normsurgeon_cli import boundary, console
 from normsurgeon_cli.console import program
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import normsurgeon as ns
@@ -154,6 +156,26 @@ def test_a_narrow_terminal_loses_nothing() -> None:
     result = run("inspect", "test_resnet", COLUMNS="40")
     assert result.exit_code == 0
     assert "layer3.0.downsample.2" in result.stdout
+
+
+@pytest.mark.parametrize(("width", "whole"), [(44, True), (200, True), (80, False)])
+def test_at_a_terminal_names_stay_whole_or_are_folded_in_columns_of_eight_characters(monkeypatch, width, whole) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(console, "out", lambda: Console(file=file, force_terminal=True, width=width, color_system=None))
+    row = (
+        "layer3.0.downsample.2",
+        "BatchNorm2d",
+        48,
+        "48×20×20",
+        "layer3.0.conv2",
+        "no",
+        "its input has another reader",
+    )
+    console.print_table(("layer", "class", "channels", "input", "producer", "foldable", "why not"), [row])
+    shown = file.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(str(value) in shown for value in row[:6]) == whole
+    assert "BatchNor" in shown
 
 
 @pytest.mark.system

@@ -24,6 +24,8 @@ from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
 from normsurgeon.render.text import plain_table
 
+MIN_COLUMN = 8
+"""Characters below which a column breaks words into pieces."""
 _NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
 
 
@@ -71,7 +73,10 @@ def print_json(document: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off."""
+    """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off.
+
+    On a terminal that is too narrow for the columns each row is a block of lines.
+    """
     console = out()
     if not is_main_process():
         return
@@ -81,6 +86,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
         print(plain_table(header, rows))
         return
     used = [i for i in range(len(header)) if any(row[i] not in (None, "") for row in rows)]
+    widths = [max(len(header[i]), *(len(str(row[i] or "")) for row in rows)) for i in used]
+    if sum(min(width, MIN_COLUMN) + 3 for width in widths) + 1 > console.width:
+        _print_blocks(console, [header[i] for i in used], [[row[i] for i in used] for row in rows], title)
+        return
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for i in used:
         numbers = all(row[i] in (None, "") or _NUMBER.fullmatch(str(row[i])) for row in rows)
@@ -88,6 +97,16 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     for row in rows:
         table.add_row(*(Text("" if row[i] is None else str(row[i])) for i in used))  # brackets in names are no markup
     console.print(table)
+
+
+def _print_blocks(console: Console, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None) -> None:
+    if title:
+        console.print(Text(title, "bold"))
+    for first, *rest in rows:
+        console.print(Text(str(first), "bold"))
+        for name, value in zip(header[1:], rest, strict=True):
+            if value not in (None, ""):
+                console.print(Text.assemble((f"  {name}: ", "dim"), str(value)))
 
 
 @contextmanager
