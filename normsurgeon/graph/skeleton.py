@@ -122,7 +122,11 @@ def deepcopy_module(model: Any, memo: dict[int, Any] | None = None) -> Any:
 def tensor_attributes(module: nn.Module) -> Iterator[Tensor]:
     """The tensors in a module's plain attributes (no parameters, no buffers), also those in containers."""
     for name, value in vars(module).items():
-        if not isinstance(value, _PLAIN) and not _is_empty(value) and name not in ("_parameters", "_buffers", "_modules"):
+        if (
+            not isinstance(value, _PLAIN)
+            and not _is_empty(value)
+            and name not in ("_parameters", "_buffers", "_modules")
+        ):
             yield from tensors_in(value, into_objects=False)
 
 
