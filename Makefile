@@ -27,10 +27,10 @@ demo: $(VENV)/.demo       ## real weights, photographs, four conversions
 	$(BIN)/normsurgeon demo
 
 test: $(VENV)/.dev        ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-system: $(VENV)/.dev ## the tests that start processes or a browser, and the notebooks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --override-ini addopts="-q --strict-markers" -m "system and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --override-ini addopts="-q --strict-markers" -m "system and not slow"
 
 test-all: test test-system ## both, as CI runs them
 

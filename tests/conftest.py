@@ -50,7 +50,7 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
 class ConvNet(nn.Module):
     """A small network with a foldable norm, one whose producer is read twice, and one after an addition."""
 
-    pretrained_cfg: ClassVar = {"input_size": (3, 32, 32)}  # images as large as ImageNet's would only take time
+    pretrained_cfg: ClassVar = {"input_size": (3, 16, 16)}  # images as large as ImageNet's would only take time
 
     def __init__(self) -> None:
         super().__init__()

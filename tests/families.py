@@ -6,13 +6,12 @@ converts those, and everything else, on the meta device.
 
 from __future__ import annotations
 
-import timm
 import torch
 from torch import nn
 
 SMALLEST = {
     "byobnet": "test_byobnet",
-    "convmixer": "convmixer_768_32",
+    "convmixer": "convmixer_1024_20_ks9_p14",
     "cpubone": "cpubone_nano",
     "cspnet": "cs3darknet_focus_s",
     "cspnext": "cspnext_tiny",
@@ -70,11 +69,9 @@ def example_for(model: nn.Module) -> torch.Tensor:
     """An input as small as the architecture takes: 96 pixels a side, or its own size where that is fixed."""
     channels, height, width = model.pretrained_cfg["input_size"]
     generator = torch.Generator().manual_seed(1)
-    with torch.device("meta"):
-        ghost = timm.create_model(model.pretrained_cfg["architecture"]).eval()
-        try:
-            ghost(torch.empty(2, channels, SMALL_SIDE, SMALL_SIDE))
-            height = width = SMALL_SIDE
-        except (RuntimeError, AssertionError, ValueError):
-            pass
-    return torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+    small = torch.randn(2, channels, SMALL_SIDE, SMALL_SIDE, generator=generator, dtype=torch.float64)
+    try:
+        model(small)
+    except (RuntimeError, AssertionError, ValueError):
+        return torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+    return small

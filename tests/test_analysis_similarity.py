@@ -183,14 +183,14 @@ def test_a_converted_network_is_compared_layer_by_layer_with_its_original():
     torch.manual_seed(0)
     model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
     images = torch.randn(12, 3, 64, 64)
-    same = ns.convert(model, to="affine").model
+    same = ns.convert(model, to="affine", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model
     comparison = ns.analyze(same, images.split(6), baseline=model, only=["statistics", "similarity"]).comparison
     assert comparison.agreement == 1
     assert (comparison.only_model, comparison.only_baseline) == ((), ())
     assert max(pair.relative_error for pair in comparison.pairs if ".bn" in pair.layer) < 1e-4
     assert all(pair.cka == pytest.approx(1, abs=1e-3) for pair in comparison.pairs)
 
-    changed = ns.convert(model, to="ln", balance=False).model
+    changed = ns.convert(model, to="ln", balance=False, example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model
     comparison = ns.analyze(changed, [images], baseline=model, only=["statistics", "similarity"]).comparison
     pair = next(pair for pair in comparison.pairs if pair.layer == "bn1")
     outputs = {}
@@ -219,7 +219,7 @@ def test_a_converted_network_is_compared_layer_by_layer_with_its_original():
 def test_layers_that_the_conversion_rewrote_are_marked_and_raise_no_alarm(to, layers):
     torch.manual_seed(0)
     model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
-    result = ns.convert(model, to=to)
+    result = ns.convert(model, to=to, example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
     images = [torch.randn(8, 3, 64, 64)]
     report = ns.analyze(result.model, images, baseline=model, only=["statistics", "similarity"], layers=layers)
     folded = {site.site.producer for site in result.sites if site.whitening == "fold" or site.target == "fold"}
@@ -233,7 +233,7 @@ def test_layers_that_the_conversion_rewrote_are_marked_and_raise_no_alarm(to, la
 def test_layers_that_kept_their_weights_are_not_marked_as_rewritten():
     torch.manual_seed(0)
     model = randomise_(timm.create_model("test_resnet", num_classes=10)).eval()
-    for other in (model, ns.convert(model, to="affine").model):
+    for other in (model, ns.convert(model, to="affine", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model):
         found = ns.analyze(other, [torch.randn(4, 3, 64, 64)], baseline=model, only=["statistics"])
         assert not any(pair.rewritten for pair in found.comparison.pairs)
         assert found.comparison.notes == ()

@@ -156,7 +156,7 @@ def test_nan_and_inf_are_counted_located_and_left_out_of_everything_else(path):
     np.testing.assert_allclose(table[:, moments.HIGH], [c.max() for c in kept])
 
 
-def test_a_layer_that_breaks_is_located_and_its_successors_are_told_apart():
+def test_a_layer_that_breaks_is_located_and_distinguished_from_its_successors():
     class Broken(nn.Module):
         def forward(self, x):
             x = x.clone()

@@ -44,8 +44,10 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    model = timm.create_model("test_resnet").eval()
-    return str(ns.save(ns.convert(model, to="ln"), tmp_path_factory.mktemp("c") / "ln.safetensors"))
+    result = ns.convert(
+        timm.create_model("test_resnet").eval(), to="ln", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False
+    )
+    return str(ns.save(result, tmp_path_factory.mktemp("c") / "ln.safetensors"))
 
 
 QUICK = ("--only", "statistics,similarity", "--random-init")
@@ -80,7 +82,7 @@ def test_only_takes_any_subset(run, folder):
         assert [key for key in ("statistics", "similarity", "sensitivity") if document[key] is not None] == [part]
 
 
-def test_files_are_written_beside_what_is_printed(run, folder, tmp_path_factory):
+def test_files_are_written_in_addition_to_what_is_printed(run, folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     page, table, document = (out / name for name in ("r.html", "r.csv", "r.json"))
     result = run(
@@ -141,7 +143,8 @@ def test_labels_are_used_where_the_data_has_them():
 
 
 def test_a_hyper_parameter_sweep_is_made_on_request():
-    model = ns.convert(timm.create_model("test_resnet", num_classes=10).eval(), to="gn").model
+    network = timm.create_model("test_resnet", num_classes=10).eval()
+    model = ns.convert(network, to="gn", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model
     report = ns.analyze(
         model, [torch.randn(4, 3, 64, 64)], only=["sensitivity"], methods=["taylor"], layers=["bn1"], sweep=True
     )
@@ -245,7 +248,7 @@ def test_findings_carry_their_number():
 
 def test_the_history_of_a_network_is_in_its_report(tmp_path):
     model = timm.create_model("test_resnet", num_classes=4).eval()
-    result = ns.convert(model, to="gn", keep=["conv1.1"])
+    result = ns.convert(model, to="gn", keep=["conv1.1"], example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
     images = torch.randn(8, 3, 32, 32)
     ns.calibrate_(result, [images])
     batches = [(images, torch.arange(8) % 4)]
@@ -262,10 +265,11 @@ def test_the_history_of_a_network_is_in_its_report(tmp_path):
     assert ns.analyze(model, [images], **only).history == ()
 
 
-def test_a_network_that_was_trained_before_its_conversion_is_told_in_that_order():
+def test_a_network_that_was_trained_before_its_conversion_has_both_events_in_that_order():
     images = torch.randn(8, 3, 32, 32)
     batches = [(images, torch.arange(8) % 4)]
     model = timm.create_model("test_resnet", num_classes=4).eval()
     trained = ns.finetune(model, batches, steps=1, batch_size=8, device="cpu").model
-    report = ns.analyze(ns.convert(trained, to="ln"), [images], only=["statistics"], layers=["conv1*"])
+    result = ns.convert(trained, to="ln", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
+    report = ns.analyze(result, [images], only=["statistics"], layers=["conv1*"])
     assert [event["event"] for event in report.history] == ["finetune", "convert"]

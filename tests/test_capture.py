@@ -25,7 +25,7 @@ def test_an_output_is_read_before_an_in_place_activation_overwrites_it():
     assert record.min < 0
 
 
-def test_an_input_that_was_overwritten_in_place_is_read_anew():
+def test_an_input_that_was_overwritten_in_place_is_read_again():
     """The group statistics of a norm come from its producer's output only where that is still the norm's input."""
     model = nn.Sequential(nn.Conv2d(1, 16, 1), nn.ReLU(inplace=True), nn.GroupNorm(1, 16)).eval()
     images = torch.randn(6, 1, 8, 8) * torch.linspace(0.5, 3, 6).view(-1, 1, 1, 1)

@@ -37,6 +37,11 @@ def images_NCHW() -> Tensor:
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
+def converted(model: nn.Module, **settings) -> ns.Conversion:
+    """A conversion without a verdict, which no file holds."""
+    return ns.convert(model, verdict=False, **{"example_inputs": torch.zeros(2, 3, 32, 32), **settings})
+
+
 @torch.no_grad()
 def same_function(one: nn.Module, other: nn.Module, images_NCHW: Tensor) -> bool:
     return torch.equal(one(images_NCHW), other(images_NCHW))
@@ -48,7 +53,7 @@ def same_function(one: nn.Module, other: nn.Module, images_NCHW: Tensor) -> bool
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("to", TARGET_NAMES)
 def test_a_conversion_comes_back_bit_for_bit(resnet, images_NCHW, tmp_path, to: str, ending: str) -> None:
-    result = ns.convert(resnet, to=to, keep=["bn1"])
+    result = converted(resnet, to=to, keep=["bn1"])
     loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", on_message=no_say), on_message=no_say)
     assert type(loaded) is type(resnet)
     assert not loaded.training
@@ -58,7 +63,7 @@ def test_a_conversion_comes_back_bit_for_bit(resnet, images_NCHW, tmp_path, to: 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_plan_and_the_history_come_back(resnet, tmp_path, ending: str) -> None:
-    result = ns.convert(resnet, to="gn", groups=4, set={"layer4.*": "ln"}, eps=0.5)
+    result = converted(resnet, to="gn", groups=4, set={"layer4.*": "ln"}, eps=0.5)
     result.history.append({"event": "calibrated", "images": 128})
     origin = origin_of(ns.load(ns.save(result, tmp_path / f"net{ending}")))
     assert origin.plans == (result.plan,)
@@ -68,13 +73,13 @@ def test_the_plan_and_the_history_come_back(resnet, tmp_path, ending: str) -> No
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_softened_conversion_comes_back_with_its_eps(resnet, images_NCHW, tmp_path, ending: str) -> None:
-    result = ns.convert(resnet, to="gn", eps=0.5)
+    result = converted(resnet, to="gn", eps=0.5)
     loaded = ns.load(ns.save(result, tmp_path / f"net{ending}", on_message=no_say))
     assert same_function(loaded, result.model, images_NCHW)
 
 
 def test_a_file_from_before_eps_went_with_the_scale_has_the_originals_eps(resnet, images_NCHW, tmp_path) -> None:
-    result = ns.convert(resnet, to="gn")
+    result = converted(resnet, to="gn")
     folded = [site for site in result.sites if site.folds]
     for site in folded:
         result.model.get_submodule(site.name).eps = site.site.eps  # as conversions were then
@@ -91,9 +96,9 @@ def test_a_file_from_before_eps_went_with_the_scale_has_the_originals_eps(resnet
 
 
 def test_converting_a_loaded_conversion_again_replays_both_plans(resnet, images_NCHW, tmp_path) -> None:
-    first = ns.convert(resnet, to="gn", keep=["layer3.*", "layer4.*"])
+    first = converted(resnet, to="gn", keep=["layer3.*", "layer4.*"])
     halfway = ns.load(ns.save(first, tmp_path / "first.safetensors"))
-    second = ns.convert(halfway, to="ln")
+    second = converted(halfway, to="ln")
     assert second.counts == {"converted": 7, "kept": 0, "refused": 0}
     loaded = ns.load(ns.save(second, tmp_path / "second.safetensors", on_message=no_say))
     assert origin_of(loaded).plans == (first.plan, second.plan)
@@ -102,14 +107,18 @@ def test_converting_a_loaded_conversion_again_replays_both_plans(resnet, images_
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_graph_module_comes_back_into_the_original(resnet, images_NCHW, tmp_path, ending: str) -> None:
-    result = ns.convert(resnet, to="gn", as_graph=True)
+    result = converted(resnet, to="gn", as_graph=True)
     loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=resnet)
     assert isinstance(loaded, torch.fx.GraphModule)
     assert same_function(loaded, result.model, images_NCHW)
 
 
 def test_a_timm_model_made_elsewhere_comes_back_with_its_classes_and_channels(tmp_path) -> None:
-    result = ns.convert(timm.create_model("test_efficientnet", num_classes=3, in_chans=1).eval(), to="rms")
+    result = converted(
+        timm.create_model("test_efficientnet", num_classes=3, in_chans=1).eval(),
+        to="rms",
+        example_inputs=torch.zeros(2, 1, 32, 32),
+    )
     loaded = ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say))
     assert same_function(loaded, result.model, torch.randn(2, 1, 64, 64))
 
@@ -117,14 +126,14 @@ def test_a_timm_model_made_elsewhere_comes_back_with_its_classes_and_channels(tm
 def test_a_head_that_was_exchanged_comes_back(images_NCHW, tmp_path) -> None:
     model = ns.load("test_resnet", pretrained=False)
     model.reset_classifier(3)
-    result = ns.convert(model, to="ln")
+    result = converted(model, to="ln")
     assert same_function(ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say)), result.model, images_NCHW)
 
 
 def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without_them(images_NCHW, tmp_path) -> None:
     """The same tensors would fit, and the function would be another."""
     dilated = timm.create_model("test_resnet", output_stride=8).eval()
-    result = ns.convert(dilated, to="gn")
+    result = converted(dilated, to="gn")
     path = ns.save(result, tmp_path / "net.pt", on_message=lambda message: None)
     with pytest.raises(CheckpointError, match="its architecture is not in the file"):
         ns.load(path)
@@ -133,25 +142,25 @@ def test_a_model_made_with_arguments_that_cannot_be_known_is_not_rebuilt_without
 
 def test_saving_the_model_instead_of_the_conversion_is_said(resnet, images_NCHW, tmp_path) -> None:
     said, path = [], tmp_path / "net.pt"
-    converted = ns.convert(resnet, to="gn").model
-    ns.save(converted, path, on_message=said.append)
+    model = converted(resnet, to="gn").model
+    ns.save(model, path, on_message=said.append)
     assert said == [
         f"{path}: the model's layers are not those of test_resnet (changed by hand, or the .model of a "
         "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
     ]
-    assert same_function(ns.load(path, model=converted), converted, images_NCHW)
+    assert same_function(ns.load(path, model=model), model, images_NCHW)
 
 
 def test_constructor_arguments_that_are_code_do_not_go_into_the_file(images_NCHW, tmp_path) -> None:
     model = ns.load("test_resnet", pretrained=False, act_layer=nn.SiLU)
     said = []
-    path = ns.save(ns.convert(model, to="ln"), tmp_path / "net.pt", on_message=said.append)
+    path = ns.save(converted(model, to="ln"), tmp_path / "net.pt", on_message=said.append)
     assert len(said) == 1
-    assert same_function(ns.load(path, model=model), ns.convert(model, to="ln").model, images_NCHW)
+    assert same_function(ns.load(path, model=model), converted(model, to="ln").model, images_NCHW)
 
 
 def test_a_model_made_by_hand_is_loaded_into_the_original(convnet, images_NCHW, tmp_path) -> None:
-    result = ns.convert(convnet, to="gn")
+    result = converted(convnet, to="gn")
     path = ns.save(result, tmp_path / "net.safetensors")
     blank = ConvNet()
     assert same_function(ns.load(path, model=blank), result.model, images_NCHW)
@@ -172,21 +181,21 @@ def test_tied_weights_stay_tied(images_NCHW, tmp_path, ending: str) -> None:
             self.conv3 = self.conv2
 
     model = randomise_(Tied()).eval()
-    result = ns.convert(model, to="ln")
+    result = converted(model, to="ln")
     loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=model)
     assert loaded.conv3 is loaded.conv2
     assert same_function(loaded, result.model, images_NCHW)
 
 
 def test_a_pt_file_is_of_plain_types(resnet, tmp_path) -> None:
-    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.pt")
+    path = ns.save(converted(resnet, to="gn"), tmp_path / "net.pt")
     content = torch.load(path, weights_only=True)
     assert sorted(content) == ["normsurgeon", "state_dict"]
     assert content["normsurgeon"]["plan"]["target"] == "gn"
 
 
 def test_the_header_holds_what_the_contract_says(resnet, tmp_path) -> None:
-    path = ns.save(ns.convert(resnet, to="gn"), tmp_path / "net.safetensors")
+    path = ns.save(converted(resnet, to="gn"), tmp_path / "net.safetensors")
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["normsurgeon"])
     assert header["format"] == 1
@@ -227,7 +236,7 @@ def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: 
         f"from pathlib import Path\nfrom conftest import ConvNet as build\nPath({str(marker)!r}).touch()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    result = ns.convert(ns.load("trap_nets:build"), to="gn")
+    result = converted(ns.load("trap_nets:build"), to="gn")
     path = ns.save(result, tmp_path / f"net{ending}")
     marker.unlink()
     sys.modules.pop("trap_nets")

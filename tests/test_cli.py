@@ -117,7 +117,9 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(tmp_path, arguments,
         ("folder.pt", 1, "folder.pt: it is a folder\n"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch, output, code, line) -> None:
+def test_an_output_that_cannot_be_written_is_an_error_before_any_work(
+    tmp_path, monkeypatch, output, code, line
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.pt").mkdir()
     result = run("convert", "test_resnet", "--to", "gn", "-o", output)

@@ -84,6 +84,7 @@ def test_a_folder_in_which_nothing_can_be_read_is_an_error(run, tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.system
 def test_the_demo_shows_the_plain_swap_failing_and_the_conversion_holding(run, tmp_path):
     out = tmp_path / "ln.safetensors"
     result = run("demo", "-o", str(out), "--json")

@@ -66,7 +66,7 @@ def test_nothing_readable_and_nothing_there_are_one_line_and_exit_1(run, tmp_pat
         assert str(tmp_path / given) in result.stderr
 
 
-def test_a_missing_image_is_told_before_the_model_is_fetched(run, tmp_path):
+def test_a_missing_image_is_an_error_before_the_model_is_fetched(run, tmp_path):
     result = run("predict", "no_such_network", tmp_path / "nowhere.png")
     assert result.exit_code == 1
     assert "nowhere.png" in result.stderr
@@ -79,7 +79,7 @@ def test_wrong_usage_is_exit_2(run, photos, arguments):
     assert run("predict", "test_resnet", *images, *arguments, "--random-init").exit_code == 2
 
 
-def test_class_folders_that_are_not_needed_are_told(run, photos, tmp_path):
+def test_class_folders_that_are_not_needed_are_mentioned(run, photos, tmp_path):
     folder = class_tree(tmp_path, ["a", "b"])
     result = run("predict", "test_resnet", photos, "--classes", folder, "--random-init")
     assert result.exit_code == 0

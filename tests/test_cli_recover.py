@@ -19,7 +19,7 @@ def digits_network(tmp_path: Path) -> Path:
     return ns.save(network, tmp_path / "bn.safetensors")
 
 
-def test_calibrate_and_reconstruct_are_done_and_told(digits_network: Path, tmp_path: Path) -> None:
+def test_calibrate_and_reconstruct_are_done_and_reported(digits_network: Path, tmp_path: Path) -> None:
     output = tmp_path / "gn.safetensors"
     arguments = ["convert", str(digits_network), "--to", "gn", "-o", str(output), "--max-images", "64"]
     done = run(*arguments, "--calibrate", "digits", "--reconstruct", "digits", "--steps", "2", "--json")
@@ -29,9 +29,9 @@ def test_calibrate_and_reconstruct_are_done_and_told(digits_network: Path, tmp_p
     assert document["history"][0]["images"] == 64
     assert document["history"][1]["images"] + document["history"][1]["held_out"] == 64
     assert origin_of(ns.load(output)).history[0]["event"] == "calibrate"
-    told = run(*arguments, "--calibrate", "digits")
-    assert "norms (" in told.stdout
-    assert "on 64 images, 3 forward passes" in told.stdout
+    result = run(*arguments, "--calibrate", "digits")
+    assert "norms (" in result.stdout
+    assert "on 64 images, 3 forward passes" in result.stdout
 
 
 def test_data_that_is_not_there_is_one_line_and_no_file(digits_network: Path, tmp_path: Path) -> None:

@@ -379,18 +379,18 @@ def test_at_the_command_line_the_first_process_speaks(tmp_path):
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-6)
 
 
-def test_at_the_command_line_an_error_of_all_is_told_by_the_first(monkeypatch, capsys):
+def test_at_the_command_line_an_error_of_all_is_printed_by_the_first(monkeypatch, capsys):
     def failing() -> None:
         error = DataError("there is no image")
         error._shared = shared
         raise error
 
-    for rank, shared, told in (("0", True, True), ("1", True, False), ("1", False, True)):
+    for rank, shared, printed in (("0", True, True), ("1", True, False), ("1", False, True)):
         for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
             monkeypatch.setenv(name, value)
         with pytest.raises(typer.Exit):
             guarded(failing)()
-        assert ("there is no image" in capsys.readouterr().err) is told, (rank, shared)
+        assert ("there is no image" in capsys.readouterr().err) is printed, (rank, shared)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_images_and_labels_come_in_their_splits(files: Path) -> None:
     assert np.array_equal(np.asarray(image), np.load(files / "train.npy")[4])
 
 
-def test_bad_files_are_told_in_one_line(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_files_are_errors_of_one_line(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="fashion-mnist has no split 'dev'; try train or test"):
         open_source("fashion-mnist", split="dev")
     path = files / "t10k-labels-idx1-ubyte"

@@ -182,7 +182,13 @@ def test_only_what_was_asked_for_trains(convnet):
 
 def test_a_new_head_learns_other_classes_and_the_network_loads(tmp_path):
     torch.manual_seed(0)
-    result = ns.convert(timm.create_model("test_resnet"), to="gn", balance=False)
+    result = ns.convert(
+        timm.create_model("test_resnet"),
+        to="gn",
+        balance=False,
+        example_inputs=torch.zeros(2, 3, 32, 32),
+        verdict=False,
+    )
     x = torch.randn(8, 3, 32, 32)
     tuned = ns.finetune(result, [(x, labels(8, 3))], num_classes=3, steps=2, device="cpu")
     assert tuned.model(x).shape == (8, 3)
@@ -191,9 +197,10 @@ def test_a_new_head_learns_other_classes_and_the_network_loads(tmp_path):
     assert torch.equal(loaded(x), tuned.model.eval()(x))
 
 
-def test_every_regulariser_runs_and_is_told(convnet):
+def test_every_regulariser_runs_and_is_in_the_history(convnet):
     torch.manual_seed(0)
-    result = ns.convert(timm.create_model("test_resnet", num_classes=10), to="gn", balance=False)
+    model = timm.create_model("test_resnet", num_classes=10)
+    result = ns.convert(model, to="gn", balance=False, example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
     x = torch.randn(8, 3, 32, 32)
     given = result.model
     tuned = ns.finetune(

@@ -127,18 +127,18 @@ class FitsFour(nn.Module):
         return self.net(x)
 
 
-def test_a_network_in_eval_mode_in_a_wrapper_in_training_mode_is_told_of(convnet):
-    def told(network, **settings):
+def test_a_network_in_eval_mode_in_a_wrapper_in_training_mode_gets_a_message(convnet):
+    def messages(network, **settings):
         said = []
         ns.finetune(network, batches(4), on_message=said.append, **STEPS, **settings)
         return said
 
-    assert told(FitsFour(convnet)) == [
+    assert messages(FitsFour(convnet)) == [
         "all 3 batch norms are in eval mode in a network in training mode, and keep their running statistics; call its "
         "train() first to have them move"
     ]
-    assert told(FitsFour(convnet), train_what="*.head.*") == []
-    assert told(FitsFour(convnet).eval()) == told(FitsFour(convnet).train()) == []
+    assert messages(FitsFour(convnet), train_what="*.head.*") == []
+    assert messages(FitsFour(convnet).eval()) == messages(FitsFour(convnet).train()) == []
 
 
 def test_what_is_frozen_stays_so_when_memory_runs_out(convnet):

@@ -181,11 +181,11 @@ def test_batches_of_a_models_arguments_judge_and_do_not_train(net, inputs):
     ):
         tune(net, [(inputs, labels)])
     data = batch()
-    told = [
+    records = [
         ns.finetune(net, data, [(each, labels)], teacher=net, steps=2, device="cpu").history[-1].after
         for each in (inputs, torch.zeros(2, 3, 8, 8))
     ]
-    assert (told[0].kl, told[0].loss) == (told[1].kl, told[1].loss)
+    assert (records[0].kl, records[0].loss) == (records[1].kl, records[1].loss)
 
 
 def test_batches_that_are_none(net):

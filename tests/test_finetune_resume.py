@@ -27,7 +27,7 @@ def converted():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=10, in_chans=1)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 24, 24)}
-    return ns.convert(model, to="gn", balance=False)
+    return ns.convert(model, to="gn", balance=False, check=False, verdict=False)
 
 
 def job(folder, resume=False, **changes):
@@ -107,15 +107,15 @@ def kills(folder: Path, count: int) -> None:
     moments, interrupted = random.Random(0), 0
     for number in range(count):
         place = folder / str(number)
-        told, tell = os.pipe()
-        child = forked(lambda place=place, tell=tell: job(place, on_progress=lambda row: os.write(tell, b".")))
-        os.close(tell)  # the child has its own
-        os.read(told, 1)  # the validation before the first update
+        reader, writer = os.pipe()
+        child = forked(lambda place=place, writer=writer: job(place, on_progress=lambda row: os.write(writer, b".")))
+        os.close(writer)  # the child has its own
+        os.read(reader, 1)  # the validation before the first update
         for _ in range(moments.randint(0, 20)):
-            os.read(told, 1)
+            os.read(reader, 1)
         time.sleep(moments.uniform(0, 0.05))  # anywhere within an update, and the writing of its state
         os.kill(child, signal.SIGKILL)
-        os.close(told)
+        os.close(reader)
         _, status = os.waitpid(child, 0)
         interrupted += status != 0
         if (place / "state.pt").exists():
@@ -147,8 +147,8 @@ def finished(process, timeout=300):
 @pytest.mark.system
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_a_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path, count):
-    told = finished(child("kills", tmp_path, count))
-    assert re.search(rf"^[1-9]\d* of {count} runs were killed, and all ended alike$", told, re.MULTILINE), told
+    output = finished(child("kills", tmp_path, count))
+    assert re.search(rf"^[1-9]\d* of {count} runs were killed, and all ended alike$", output, re.MULTILINE), output
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -167,7 +167,7 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
         )
     assert caught.value.exit_code == 130
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    told = []
+    messages = []
     tuned = ns.finetune(
         converted(),
         ns_digits(64),
@@ -176,9 +176,9 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
         steps=24,
         batch_size=16,
         device="cpu",
-        on_message=told.append,
+        on_message=messages.append,
     )
-    assert told == [f"going on after update 7 of 24 in {tmp_path}"]
+    assert messages == [f"going on after update 7 of 24 in {tmp_path}"]
     whole = ns.finetune(converted(), ns_digits(64), steps=24, batch_size=16, device="cpu")
     assert all(torch.equal(p, q) for p, q in zip(tuned.model.parameters(), whole.model.parameters(), strict=True))
     rows = [[(row["step"], row["loss"]) for row in each.history[-1].curves.steps] for each in (tuned, whole)]
@@ -210,10 +210,12 @@ def test_a_finished_run_resumed_is_the_same_result(tmp_path):
 
 
 def test_resume_before_anything_was_saved_starts_at_the_beginning(tmp_path):
-    told = []
+    messages = []
     data = ns_digits(32)
-    ns.finetune(converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", on_message=told.append)
-    assert told == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
+    ns.finetune(
+        converted(), data, output=tmp_path / "new", resume=True, steps=1, device="cpu", on_message=messages.append
+    )
+    assert messages == [f"there is no run in {tmp_path / 'new'} to go on with yet: starting at the beginning"]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
@@ -294,7 +296,7 @@ def pair(folder: Path, **changes) -> None:
                 "loss": [row["loss"] for row in tuned.history[-1].curves.steps],
                 "after": tuned.history[-1].after.to_dict(),
             },
-            folder / "told",
+            folder / "report",
         )
 
 
@@ -303,7 +305,7 @@ def ddp(folder: Path) -> None:
 
 
 def shards(folder: Path) -> None:
-    """FSDP2 on the CPU. Accelerate sets it up for GPUs only, so that its state is told of it here.
+    """FSDP2 on the CPU. Accelerate sets it up for GPUs only, so that its state is set here.
 
     The run is stopped half-way and goes on, so that the state is gathered and spread again.
     """
@@ -338,10 +340,10 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path, how):
         one, two = (network(tmp_path / run / name) for run in ("one", "two"))
         for key, value in one.items():
             assert torch.allclose(value, two[key], rtol=1e-4, atol=1e-6), key
-    told = [torch.load(tmp_path / run / "told") for run in ("one", "two")]
-    assert told[1]["loss"] == pytest.approx(told[0]["loss"], rel=1e-5)
+    reports = [torch.load(tmp_path / run / "report") for run in ("one", "two")]
+    assert reports[1]["loss"] == pytest.approx(reports[0]["loss"], rel=1e-5)
     for name in ("images", "top1", "agreement", "loss", "kl"):
-        assert told[1]["after"][name] == pytest.approx(told[0]["after"][name], rel=1e-4), name
+        assert reports[1]["after"][name] == pytest.approx(reports[0]["after"][name], rel=1e-4), name
 
 
 def test_the_state_is_plain_types_and_no_part_of_a_file_is_left(tmp_path):

@@ -156,7 +156,7 @@ def test_without_a_network_the_line_comes_at_once_and_names_both_ways_on(spec: s
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_without_a_network_a_hub_id_is_told_from_its_architecture(pretrained: bool) -> None:
+def test_offline_a_hub_id_is_an_error_that_names_other_sources(pretrained: bool) -> None:
     with pytest.raises(WeightsUnavailableError) as caught:
         ns.load("hf-hub:timm/test_resnet.r160_in1k", pretrained=pretrained)
     assert str(caught.value) == (

@@ -59,7 +59,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     kernel = AsyncKernelManager(kernel_spec_manager=ThisInterpreter(), kernel_name="python3")
     resources = {"metadata": {"path": str(tmp_path)}}
     client = nbclient.NotebookClient(notebook, km=kernel, timeout=SECONDS_A_CELL, resources=resources)
-    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})  # beside other tests, more threads are slower
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})  # with other tests running, more threads are slower
     assert complaints(outputs_of(notebook)) == []
     assert [bool(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"] == expected
     assert list(tmp_path.iterdir()) == [], "a notebook leaves no files behind"

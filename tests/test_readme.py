@@ -33,6 +33,7 @@ def of(program: str) -> list[str]:
     return [command for command in commands() if command.split()[0] == program]
 
 
+@pytest.mark.system
 @pytest.mark.skipif(find_spec("skimage") is None, reason="needs normsurgeon[demo]")
 def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -172,7 +172,7 @@ def test_the_event_is_of_plain_types(convnet: ConvNet) -> None:
     assert json.loads(json.dumps(done.to_dict())) == done.to_dict() == result.history[0].to_dict()
 
 
-def test_bad_input_is_told_in_one_line(convnet: ConvNet) -> None:
+def test_bad_input_is_an_error_of_one_line(convnet: ConvNet) -> None:
     result = ns.convert(convnet, to="gn")
     with pytest.raises(UsageError, match="reconstruction has no setting 'epochs'; did you mean steps"):
         ReconstructionConfig(epochs=3)

@@ -46,17 +46,19 @@ def test_layers_come_from_timm_and_torch(target):
 
 
 def test_after_a_norm_act_module_comes_timms_norm_act_module():
-    model = ns.convert(timm.create_model("test_efficientnet"), to="gn").model
+    model = ns.convert(
+        timm.create_model("test_efficientnet"), to="gn", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False
+    ).model
     assert isinstance(model.bn1, GroupNormAct)
     assert isinstance(model.bn1.act, nn.SiLU)
 
 
 def test_class_methods_and_module_names_stay():
     model = timm.create_model("test_resnet").eval()
-    result = ns.convert(model, to="gn")
+    x = torch.randn(1, 3, 64, 64)
+    result = ns.convert(model, to="gn", example_inputs=x, verdict=False)
     assert type(result.model) is type(model)
     assert [n for n, _ in result.model.named_modules()] == [n for n, _ in model.named_modules()]
-    x = torch.randn(1, 3, 160, 160)
     assert result.model.forward_features(x).shape == model.forward_features(x).shape
     result.model.reset_classifier(7)
     assert result.model(x).shape == (1, 7)
@@ -116,8 +118,8 @@ def test_shared_norms_keep_the_function_exactly():
 
 def test_converted_models_train_and_copy():
     torch.manual_seed(0)
-    model = ns.convert(timm.create_model("test_resnet"), to="gn").model.train()
-    x = torch.randn(2, 3, 160, 160)
+    x = torch.randn(2, 3, 64, 64)
+    model = ns.convert(timm.create_model("test_resnet"), to="gn", example_inputs=x, verdict=False).model.train()
     model(x).square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
     twin = copy.deepcopy(model).eval()

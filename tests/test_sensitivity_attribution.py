@@ -124,7 +124,7 @@ def test_conductance_adds_up_to_the_change_of_the_logit_where_all_of_it_flows_th
     errors = [(each["bn1"][1] - rise.detach()).abs().max().item() for each in (coarse, fine)]
     assert errors[1] < 0.01 * rise.abs().max().item()
     assert errors[1] < errors[0] / 3
-    assert (fine["bn2"][1] - rise).abs().max() > 10 * errors[1]  # beside it runs a shortcut
+    assert (fine["bn2"][1] - rise).abs().max() > 10 * errors[1]  # a shortcut runs parallel to it
     found = measure(net, x, "conductance", steps=200, layers=["bn1"])
     assert found.details["convergence_delta"]["bn1"] < 0.01 * rise.abs().mean().item()
 

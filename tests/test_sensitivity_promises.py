@@ -48,7 +48,7 @@ def test_a_block_counts_with_all_that_is_inside_in_the_network_s_order():
     assert found.layers[0].score == pytest.approx(sum(inside))
 
 
-def test_layers_without_parameters_and_parameters_without_use_are_told_apart():
+def test_layers_without_parameters_and_parameters_without_use_are_distinguished():
     model = small()
     model.spare = nn.Linear(2, 2).double()
     for method in ("taylor", "fisher", "hessian_trace"):
@@ -150,7 +150,8 @@ def test_it_works_where_the_caller_has_no_gradients():
 def test_all_methods_run_on(make):
     torch.manual_seed(0)
     if make == "converted":
-        model = ns.convert(randomise_(timm.create_model("test_resnet", num_classes=5)), to="gn").model
+        network = randomise_(timm.create_model("test_resnet", num_classes=5))
+        model = ns.convert(network, to="gn", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model
         layers = ["conv1.0", "bn1", "layer2.0.bn2", "fc"]
     else:
         model = randomise_(InPlace() if make == "in-place" else ConvNet())

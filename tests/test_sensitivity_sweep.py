@@ -140,7 +140,8 @@ def test_without_labels_the_network_s_own_answer_is_the_reference(norms):
 
 def test_a_converted_network_is_swept():
     torch.manual_seed(0)
-    model = ns.convert(randomise_(timm.create_model("test_resnet", num_classes=5)), to="gn").model
+    network = randomise_(timm.create_model("test_resnet", num_classes=5))
+    model = ns.convert(network, to="gn", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False).model
     points = sweep_norms(model, batches(), layers=["layer4.0.bn1"])
     assert {point.setting for point in points} == {"eps", "groups", "scale"}
     assert all(point.kl >= 0 for point in points)

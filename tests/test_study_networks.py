@@ -50,7 +50,7 @@ def test_every_batch_norm_is_swapped_and_the_groups_are_those_asked_for():
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
 
 
-def test_groups_that_do_not_divide_are_told_with_the_layer():
+def test_groups_that_do_not_divide_are_an_error_that_names_the_layer():
     with pytest.raises(TargetError, match=r"^3 groups do not divide the 16 channels of bn1; try a divisor of them$"):
         build_network(Cell("resnet8", "digits", norm="gn:3"), **DIGITS)
 

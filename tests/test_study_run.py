@@ -159,7 +159,7 @@ def test_a_worker_that_dies_takes_only_its_own_cell_along(tmp_path):
 
 
 @pytest.mark.system
-def test_a_script_whose_workers_would_run_it_again_is_told_so(tmp_path):
+def test_a_script_whose_workers_would_run_it_again_gets_an_error_that_says_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from normsurgeon.study.run import run_study\n"
@@ -333,7 +333,7 @@ def test_results_of_another_file_or_other_images_are_not_mixed_in(tmp_path):
         run_study(grid, tmp_path / "out", jobs=1)
 
 
-def test_other_versions_are_told(whole):
+def test_other_versions_are_mentioned(whole):
     folder, _ = whole
     with sqlite3.connect(folder / "results.sqlite") as connection:
         (text,) = connection.execute("select value from study where key = 'versions'").fetchone()

@@ -105,7 +105,13 @@ def test_what_trains():
 
 
 def test_norms_and_biases_are_not_decayed():
-    net = ns.convert(timm.create_model("test_resnet"), to="gn", balance=False).model
+    net = ns.convert(
+        timm.create_model("test_resnet"),
+        to="gn",
+        balance=False,
+        example_inputs=torch.zeros(2, 3, 32, 32),
+        verdict=False,
+    ).model
     optimizer = make_optimizer(net, FinetuneConfig(weight_decay=0.1))
     decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert decayed == {id(p) for p in net.parameters() if p.ndim > 1}

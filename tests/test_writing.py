@@ -98,7 +98,7 @@ def test_a_missing_folder_is_named(resnet, tmp_path) -> None:
         ns.save(resnet, path)
 
 
-def test_a_path_that_is_a_folder_is_told(resnet, tmp_path) -> None:
+def test_a_path_that_is_a_folder_is_an_error(resnet, tmp_path) -> None:
     path = tmp_path / "net.pt"
     path.mkdir()
     with pytest.raises(WriteError, match=f"^cannot write {path}: it is a folder$"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,9 @@ HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+
+_PLAIN = (str, bytes, int, float, bool, nn.Module, type, type(None))
+"""What holds no tensor, or (a module) is gone through by itself."""
 
 
 def skeleton_of(model: nn.Module) -> nn.Module:
@@ -99,6 +103,8 @@ def deepcopy_module(model: Any, memo: dict[int, Any] | None = None) -> Any:
     parts = model if isinstance(model, tuple) else (model,)
     keep_alive = []
     for module in [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]:
+        # deepcopy takes a long way round for an OrderedDict, and a module holds ten of them.
+        memo.update((id(value), type(value)()) for value in vars(module).values() if _is_empty(value))
         for tensor in tensor_attributes(module):
             if tensor.grad_fn is not None and id(tensor) not in memo:
                 memo[id(tensor)] = tensor.detach().clone()
@@ -116,8 +122,17 @@ def deepcopy_module(model: Any, memo: dict[int, Any] | None = None) -> Any:
 def tensor_attributes(module: nn.Module) -> Iterator[Tensor]:
     """The tensors in a module's plain attributes (no parameters, no buffers), also those in containers."""
     for name, value in vars(module).items():
-        if name not in ("_parameters", "_buffers", "_modules"):
+        if (
+            not isinstance(value, _PLAIN)
+            and not _is_empty(value)
+            and name not in ("_parameters", "_buffers", "_modules")
+        ):
             yield from tensors_in(value, into_objects=False)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it is an empty container of a built-in type: of the dozen that a module holds for hooks, most are."""
+    return type(value) in (OrderedDict, dict, list, set) and not value
 
 
 def tensors_in(value: Any, into_objects: bool = True) -> Iterator[Tensor]:
@@ -128,7 +143,7 @@ def tensors_in(value: Any, into_objects: bool = True) -> Iterator[Tensor]:
         if isinstance(each, Tensor):
             yield each
             continue
-        if isinstance(each, (str, bytes, int, float, bool, nn.Module, type, type(None))) or id(each) in seen:
+        if isinstance(each, _PLAIN) or id(each) in seen:
             continue
         seen.add(id(each))
         if isinstance(each, Mapping):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _NARROWING = {Tensor.float, Tensor.half, Tensor.bfloat16}
+_LEAVES = (Tensor, int, float, str, type(None), torch.dtype)
 
 
 class Float64(TorchFunctionMode):
@@ -41,8 +42,13 @@ class Float64(TorchFunctionMode):
             func, args = Tensor.double, args[:1]
         in_place = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "set_")
         first = args[:1] if in_place else ()
-        output = func(*first, *tree_map(self._read, args[len(first) :]), **tree_map(self._read, kwargs))
-        return output if in_place or not self.wide else tree_map(self._read, output)
+        given = [self._read_all(each) for each in args[len(first) :]]
+        output = func(*first, *given, **{key: self._read_all(each) for key, each in kwargs.items()})
+        return output if in_place or not self.wide else self._read_all(output)
+
+    def _read_all(self, value: Any) -> Any:
+        """An argument with all that it holds; most hold nothing, and ``tree_map`` is slow."""
+        return self._read(value) if isinstance(value, _LEAVES) else tree_map(self._read, value)
 
     def _read(self, value: Any) -> Any:
         """An argument as the function is to see it."""

@@ -129,15 +129,17 @@ def _discs(count: int, channels: int, size: tuple[int, ...], generator: torch.Ge
     """Overlapping discs (balls, intervals) of one colour each, small ones far more frequent than large ones."""
     dims = len(size)
     places = [_along(axis, dims, torch.arange(size[axis]))[None] / size[axis] for axis in reversed(range(dims))]
-    canvas = torch.randn(count, channels, *[1] * dims, generator=generator).repeat(1, 1, *size)
-    for _ in range(40):
+    colours = [torch.randn(count, channels, *[1] * dims, generator=generator)]
+    uppermost = torch.zeros(count, 1, *size, dtype=torch.int64)
+    for number in range(1, 41):
         *centre, radius = torch.rand(dims + 1, count, *[1] * dims, generator=generator)
         radius = 0.04 * (15**radius)
         distance: Any = sum((place - middle).square() for place, middle in zip(places, centre, strict=True))
         inside = (distance < radius.square())[:, None]
-        colour = torch.randn(count, channels, *[1] * dims, generator=generator)
-        canvas = torch.where(inside, colour, canvas)
-    return canvas
+        colours.append(torch.randn(count, channels, *[1] * dims, generator=generator))
+        uppermost.masked_fill_(inside, number)
+    table = torch.stack([colour.flatten(1) for colour in colours], 2)
+    return table.gather(2, uppermost.flatten(2).expand(count, channels, -1)).view(count, channels, *size)
 
 
 @contextmanager
