@@ -21,8 +21,8 @@ from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
 from normsurgeon.analysis.report import Report
+from normsurgeon.analysis.sensitivity.changes import sweep_norms
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
-from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import PatternError, UsageError

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -236,35 +237,34 @@ class _Recorder(TorchDispatchMode):
 
     @contextmanager
     def layers(self) -> Iterator[None]:
-        """While inside, each layer's ``forward`` is one step of the record."""
-        handles, patched = [], []
+        """While inside, each layer's ``forward`` is one step of the record, and each other module's a place in it."""
+        patched = []
         try:
             for name, module in self.model.named_modules():
-                if is_layer(module) or isinstance(module, nn.RNNBase):
+                if not isinstance(module, torch.jit.ScriptModule):
+                    whole = is_layer(module) or isinstance(module, nn.RNNBase)
                     patched.append((module, module.__dict__.get("forward")))
-                    module.forward = self._as_a_whole(name, module, module.forward)
-                elif not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(self._enter(name)))
-                    handles.append(module.register_forward_hook(self._leave, always_call=True))
+                    module.forward = (self._as_a_whole if whole else self._around)(name, module, module.forward)
             yield
         finally:
-            for handle in handles:
-                handle.remove()
             for module, before in patched:
                 module.__dict__.pop("forward", None)
                 if before is not None:
                     module.forward = before
 
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _around(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
             self.stack.append((name, module))
-            self._note_hook(name, inputs)
+            self._note_hook(name, args)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self.stack.pop()
+            self._note_hook(name, output)
+            return output
 
-        return hook
-
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        name, _ = self.stack.pop()
-        self._note_hook(name, output)
+        return run
 
     def _note_hook(self, name: str, tensors: Any) -> None:
         if name in self.hooked:
