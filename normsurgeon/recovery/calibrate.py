@@ -19,7 +19,7 @@ from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import add_record_
-from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments
+from normsurgeon.recovery.matching import held_images, match_in_order_, wanted_moments
 from normsurgeon.recovery.observing import MAX_KEPT_IMAGES
 from normsurgeon.recovery.pairs import norm_pairs, on_a_copy, originals_of
 from normsurgeon.recovery.rebalancing import rebalance_
@@ -143,7 +143,7 @@ def calibrate_(
             images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
         views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
-        held, matched = shared_images(views)
+        held, matched = held_images(views)
         count = counter("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)
         errors = match_in_order_(model, pairs, wanted, held[0] if held else None, count)
