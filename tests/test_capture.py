@@ -9,8 +9,8 @@ from conftest import ConvNet, randomise_
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.analysis.capture import captured
 from normsurgeon.analysis.choosing import choose_layers
+from normsurgeon.analysis.streaming import captured
 
 STATISTICS = ["statistics"]
 

@@ -15,7 +15,7 @@ from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.records import LayerPair, LayerStatistics, Matrix
 from normsurgeon.analysis.similarity import grid
-from normsurgeon.distributed import gather
+from normsurgeon.distributed import gather_merged
 
 Array = NDArray[np.float64]
 
@@ -89,16 +89,9 @@ class PairCollector:
         pair.squares_C += a_NC.sum(0).cpu().numpy()
         pair.squares_baseline_C += b_NC.sum(0).cpu().numpy()
 
-    def gather_(self) -> None:
-        """Add what the other processes compared."""
-        mine, *others = gather(self._pairs)
-        for pairs in others:
-            for name, pair in pairs.items():
-                if name in mine:
-                    mine[name].merge(pair)
-                else:
-                    mine[name] = pair
-        self._pairs = mine
+    def gather_(self, names: Sequence[str]) -> None:
+        """Add what the other processes compared of these layers."""
+        self._pairs = gather_merged(self._pairs, names)
 
     def compute(
         self,

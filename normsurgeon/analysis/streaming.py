@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon.analysis.capture import Receiver, captured
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.records import Comparison, Similarity
@@ -18,9 +19,35 @@ from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
 from normsurgeon.surgery.agreement import Agreement
+
+Receiver = Callable[[Layer, Tensor], None]
+
+
+@contextmanager
+def captured(layers: Sequence[Layer], on_output: Receiver, on_input: Receiver | None = None) -> Iterator[None]:
+    """While inside, ``on_output(layer, tensor)`` is called right after each call of each layer, in calling order.
+
+    Right after means before anything that follows can overwrite the tensor: an in-place activation changes it a
+    moment later, so it must be read at once and not kept. ``on_input`` is called before each call of a norm layer,
+    with its input. Outputs without a floating-point tensor are passed over.
+    """
+
+    def tap(layer: Layer, side: Literal["input", "output"], receive: Receiver) -> Tap:
+        def give(tensor: Tensor) -> None:
+            if tensor.is_floating_point() and tensor.ndim >= 1 and tensor.numel():
+                receive(layer, tensor)
+
+        return layer.module, side, give
+
+    taps = [tap(layer, "output", on_output) for layer in layers]
+    if on_input is not None:
+        taps += [tap(layer, "input", on_input) for layer in layers if layer.kind == "norm"]
+    with listening(taps):
+        yield
 
 
 @dataclass
@@ -172,8 +199,9 @@ class Pass:
             self.within.merge(within)
             self.between.merge(between)
             self.agreement.merge(agreement)
-        for collector in (self.statistics, self.baseline_statistics, self.pairs):
-            collector.gather_()
+        self.statistics.gather_()
+        self.baseline_statistics.gather_()
+        self.pairs.gather_([layer.name for layer in self.layers])
         self._gather_held_()
         return [part[2] for part in found if part[2] is not None]
 

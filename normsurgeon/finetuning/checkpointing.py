@@ -52,13 +52,8 @@ class CheckpointManager:
         on_message: Callable[[str], None],
     ) -> None:
         self.accelerator, self.student, self.plain, self.given = accelerator, student, plain, given
-        self.folder, self.validator, self.stop, self.config, self.on_message = (
-            folder,
-            validator,
-            stop,
-            config,
-            on_message,
-        )
+        self.folder, self.validator, self.stop = folder, validator, stop
+        self.config, self.on_message = config, on_message
         self.identity = {"settings": config.to_dict(), **identity}
         self.before: Evaluation | None = None
         self.after: Evaluation | None = None
@@ -181,8 +176,7 @@ class CheckpointManager:
     def _save(self, folder: RunFolder) -> None:
         state = self._state()
         if self.accelerator.is_main_process:
-            folder.write_state(state)
-            folder.write_curves(self.loop.curves)
+            folder.write_state(state, self.loop.curves)
         self.saved, self.written = time.perf_counter(), self.loop.step
         self.accelerator.wait_for_everyone()
 
@@ -252,11 +246,6 @@ class CheckpointManager:
                     folder.write_network(self.result(), folder.best)
         self.accelerator.wait_for_everyone()
         return self.result(path)
-
-
-def network_shape(model: nn.Module) -> dict[str, Any]:
-    """What distinguishes two networks when a run is resumed: how many numbers they hold."""
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:

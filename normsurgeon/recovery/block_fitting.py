@@ -79,8 +79,9 @@ def fit_block(
 
 @torch.no_grad()
 def read_block(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A block's inputs, its only tensor argument (N, …), and outputs (N, …), for images; None if it takes another number
-    of arguments, or is not reached.
+    """A block's inputs, its only tensor argument (N, …), and its outputs (N, …), over all images.
+
+    None for a block that takes other than one tensor, or is not reached.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
     >>> [tuple(each.shape) for each in read_block(net, "1", torch.ones(5, 1, 2, 2))]

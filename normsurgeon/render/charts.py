@@ -21,6 +21,8 @@ TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
 MAX_TICKS = 9
 _GREY = "#777d87"
+_PLAIN = "~g"
+"""d3's format of a logarithmic axis' ticks: 0.02, and not the 2 that plotly would write between powers of ten."""
 
 
 def template(ink: str, muted: str, line: str, surface: str) -> dict[str, Any]:
@@ -134,9 +136,9 @@ def lines(
     if at:
         figure.update_xaxes(tickmode="array", tickvals=[place for place, _ in at], ticktext=[label(t) for _, t in at])
     if log_x:
-        figure.update_xaxes(type="log") if at else figure.update_xaxes(log_axis(places))
+        figure.update_xaxes(type="log", tickformat=_PLAIN)
     if log_y and any(v > 0 for v in values):
-        figure.update_yaxes(log_axis(values))
+        figure.update_yaxes(type="log", tickformat=_PLAIN)
     elif percent:
         figure.update_yaxes(tickformat=".0%", rangemode="tozero" if band else "normal")
     if values and not band and not log_y:
@@ -260,20 +262,6 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
     return [(i, names[i]) for i in range(0, len(names), step)]
 
 
-def log_axis(values: Sequence[Number]) -> dict[str, Any]:
-    """A logarithmic axis: 1, 2, 5 within a few decades, whole decades beyond."""
-    logs = [math.log10(v) for v in values if v is not None and v > 0]
-    low, high = min(logs), max(logs)
-    steps = (1, 1.5, 2, 3, 4, 5, 7) if high - low < 0.8 else (1, 2, 5) if high - low < 2.5 else (1,)
-    every = 2 if high - low > 7 else 1
-    pad = max(0.05, 0.06 * (high - low))
-    places = [m * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 2, every) for m in steps]
-    places = [v for v in places if low - pad <= math.log10(v) <= high + pad]
-    names = [f"{v:.4g}" if 1e-3 <= v < 1e4 else f"{_mantissa(v)}10<sup>{_exponent(v)}</sup>" for v in places]
-    return {"type": "log", "tickmode": "array", "tickvals": places, "ticktext": names,
-            "range": [low - pad, high + pad]}  # fmt: skip
-
-
 def _figure(height: int, **layout: Any) -> go.Figure:
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     margin = {"l": 8, "r": 8, "t": 10, "b": 8}
@@ -332,12 +320,3 @@ def _faded(tone: int, share: float = 0.15) -> str:
 
 def _score(name: str, value: float, error: Number, unit: str) -> str:
     return f"{name}\n{significant(value)}" + (f" ± {significant(error)}" if error is not None else "") + f" {unit}"
-
-
-def _mantissa(value: float) -> str:
-    digit = f"{value:.0e}".split("e")[0]
-    return "" if digit == "1" else f"{digit}·"
-
-
-def _exponent(value: float) -> str:
-    return str(math.floor(math.log10(value) + 1e-9)).replace("-", "−")
