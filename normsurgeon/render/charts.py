@@ -21,8 +21,6 @@ TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
 MAX_TICKS = 9
 _GREY = "#777d87"
-_PLAIN = "~g"
-"""d3's format of a logarithmic axis' ticks: 0.02, and not the 2 that plotly would write between powers of ten."""
 
 
 def template(ink: str, muted: str, line: str, surface: str) -> dict[str, Any]:
@@ -136,9 +134,9 @@ def lines(
     if at:
         figure.update_xaxes(tickmode="array", tickvals=[place for place, _ in at], ticktext=[label(t) for _, t in at])
     if log_x:
-        figure.update_xaxes(type="log", tickformat=_PLAIN)
+        figure.update_xaxes(_log_axis(places))
     if log_y and any(v > 0 for v in values):
-        figure.update_yaxes(type="log", tickformat=_PLAIN)
+        figure.update_yaxes(_log_axis(values))
     elif percent:
         figure.update_yaxes(tickformat=".0%", rangemode="tozero" if band else "normal")
     if values and not band and not log_y:
@@ -260,6 +258,13 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
         return [(i, parts[i]) for i in clear]
     step = max(1, math.ceil(len(names) / MAX_TICKS))
     return [(i, names[i]) for i in range(0, len(names), step)]
+
+
+def _log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Plotly's, but for ticks at 1, 2 and 5 where it would crowd them, and 0.02 where it would write 2."""
+    known = [v for v in values if v > 0]
+    crowded = 8 < max(known) / min(known) < 300
+    return {"type": "log", "tickformat": "~g", "dtick": "D2" if crowded else None}
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
