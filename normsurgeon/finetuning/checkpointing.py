@@ -10,18 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from normsurgeon._util.progress import Progress
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.curves import Curves, Window
 from normsurgeon.finetuning.loop import Loop, Student
-from normsurgeon.finetuning.record import FinetuneRecord, evaluation_of
+from normsurgeon.finetuning.record import Curves, FinetuneRecord, Window, evaluation_of
 from normsurgeon.finetuning.runstate import RunFolder
-from normsurgeon.finetuning.sharding import restore_, whole_state, whole_weights
 from normsurgeon.finetuning.validator import Validator, better
 from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
@@ -149,7 +148,7 @@ class CheckpointManager:
         if student.ema is not None:
             state = student.ema.module.state_dict()
         else:
-            state = whole_weights(self.accelerator, student.core, student.model)
+            state = _whole_weights(self.accelerator, student.core, student.model)
         self.plain.load_state_dict(plain_state(state, student.blends), strict=True)
 
     def result(self, path: Path | None = None) -> Conversion:
@@ -186,7 +185,7 @@ class CheckpointManager:
             "asked": self.identity,
             "step": self.loop.step,
             "steps": self.loop.steps,
-            **whole_state(self.accelerator, student.core, student.model, student.optimizer),
+            **_whole_state(self.accelerator, student.core, student.model, student.optimizer),
             "ema": student.ema.module.state_dict() if student.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "micro": self.loop.micro,
@@ -201,7 +200,7 @@ class CheckpointManager:
     def _restore(self, state: dict[str, Any]) -> None:
         student, loop = self.student, self.loop
         loop.step = state["step"]
-        restore_(self.accelerator, student.core, student.model, student.optimizer, state)
+        _restore_(self.accelerator, student.core, student.model, student.optimizer, state)
         if student.ema is not None:
             student.ema.module.load_state_dict(state["ema"], strict=True)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -254,3 +253,44 @@ def _agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
         return list(flags)
     numbers = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
     return [value > 0 for value in accelerator.reduce(numbers, "sum").tolist()]
+
+
+# Weights and optimizer of a network, whole, whether or not FSDP has spread them over processes.
+
+
+def _sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP has spread the weights."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def _whole_weights(accelerator: Accelerator, core: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict; under FSDP every process takes part and gets all of it."""
+    if not _sharded(accelerator):
+        return core.state_dict()
+    options = StateDictOptions(full_state_dict=True)
+    return get_state_dict(model, (), options=options)[0]  # type: ignore[return-value]
+
+
+def _whole_state(accelerator: Accelerator, core: nn.Module, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """The network's and the optimizer's state dicts, as ``model`` and ``optimizer``."""
+    if not _sharded(accelerator):
+        return {"model": core.state_dict(), "optimizer": optimizer.state_dict()}
+    weights, moments = get_state_dict(model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True))
+    return {"model": weights, "optimizer": moments}
+
+
+def _restore_(
+    accelerator: Accelerator, core: nn.Module, model: nn.Module, optimizer: Any, state: dict[str, Any]
+) -> None:
+    """Put what ``_whole_state`` gave back, in place."""
+    if not _sharded(accelerator):
+        core.load_state_dict(state["model"], strict=True)
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    set_state_dict(
+        model,
+        optimizer.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )

@@ -24,7 +24,7 @@ from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.curves import MAX_ROWS, Curves, Window
+from normsurgeon.finetuning.record import MAX_ROWS, Curves, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.finetuning.watching import FirstUpdates, where_nonfinite
 from normsurgeon.inference import objectives

@@ -16,7 +16,7 @@ import torch
 from normsurgeon._util.files import write_atomically, write_text
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.finetuning.config import differences
-from normsurgeon.finetuning.curves import Curves
+from normsurgeon.finetuning.record import Curves
 from normsurgeon.models.checkpoint import save
 from normsurgeon.surgery.convert import Conversion
 
