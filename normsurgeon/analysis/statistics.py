@@ -86,9 +86,9 @@ class StatisticsCollector:
             return  # a module called with another number of channels: the first number is what is described
         sums.calls = sums.calls + 1 if sums.passes == self._passes else 1
         sums.passes = self._passes
-        offer = sums.sample.choose(len(x_NCP), x_NCP.shape[2], self.images, sums.calls - 1)
-        seen = moments.update(sums.table, x_NCP, (offer.image, offer.position))
-        sums.sample.take(seen.picked_MC, offer.priorities)
+        image, position, priorities = sums.sample.choose(len(x_NCP), x_NCP.shape[2], self.images, sums.calls - 1)
+        seen = moments.update(sums.table, x_NCP, (image, position))
+        sums.sample.take(seen.picked_MC, priorities)
         nonfinite = sums.table[:, [moments.NAN, moments.INF]].sum()
         if nonfinite > sums.nonfinite and sums.first_nonfinite is None:
             sums.first_nonfinite = self.images + int(x_NCP.isfinite().flatten(1).all(1).logical_not().nonzero()[0])

@@ -47,10 +47,7 @@ def measure_sensitivity(
     """How much the loss of a classifier depends on each layer and each parameter tensor, in eval mode.
 
     batches      images, pre-processed, and their labels, if all have some; every method makes one pass
-    methods      one record each, in this order:
-                 ``taylor`` (Σ|g·θ|, SNIP, arXiv:1810.02340), ``fisher`` (trace of the empirical Fisher, from
-                 per-sample gradients), ``hessian_trace`` (Hutchinson), ``noise`` (loss change under noise on the
-                 weights), and captum's ``conductance``, ``gradient_x_activation`` and ``feature_ablation``
+    methods      of ``METHODS``, one record each; the function of each method says what it measures
     layers       module paths; a block counts with all that is inside. None: every module that owns parameters
     probes       random directions of the Hessian's trace
     draws        noises for each layer; ``sigma`` is their size relative to a tensor's root mean square
