@@ -15,7 +15,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from normsurgeon.render.document import Matrix, Number
-from normsurgeon.render.formatting import short_name, significant
+from normsurgeon.render.formatting import plus_minus, short_name
 
 TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777d87", "#cc5555")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
@@ -144,10 +144,8 @@ def lines(
     return figure
 
 
-def heat(
-    rows: Sequence[str], columns: Sequence[str], values: Matrix, *, low: float = 0.0, high: float = 1.0
-) -> go.Figure:
-    """A matrix as colours, the first row at the top."""
+def heat(rows: Sequence[str], columns: Sequence[str], values: Matrix, *, low: float = 0.0) -> go.Figure:
+    """A matrix as colours from ``low`` to 1, the first row at the top."""
     import numpy as np
 
     cells = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float32)
@@ -156,7 +154,7 @@ def heat(
     names = [["\u200b" + label(name) for name in axis] for axis in (columns, rows)]
     figure = _figure(480, showlegend=False)
     figure.add_heatmap(
-        x=names[0], y=names[1], z=cells, zmin=low, zmax=high, colorscale="Viridis", hoverongaps=False, xgap=gap,
+        x=names[0], y=names[1], z=cells, zmin=low, zmax=1, colorscale="Viridis", hoverongaps=False, xgap=gap,
         ygap=gap, hovertemplate="%{y}<br>%{x}<br><b>%{z:.3f}</b><extra></extra>",
         colorbar={"orientation": "h", "thickness": 8, "len": 0.5, "x": 0.5, "xanchor": "center", "yref": "container",
                   "y": 0, "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "ypad": 6, "xpad": 0},
@@ -183,6 +181,7 @@ def bars(
     places = list(range(len(entries)))
     figure = _figure(len(entries) * 21 + 90, showlegend=len(keys) > 1, barmode="overlay")
     tones = tones or [0] * len(entries)
+    hover = [label(f"{name}\n{plus_minus(value, error)} {unit}") for name, value, error in entries]
     for tone, meaning in keys or [(tone, "") for tone in dict.fromkeys(tones)]:
         chosen = [i for i in places if tones[i] == tone]
         figure.add_bar(
@@ -190,7 +189,7 @@ def bars(
             marker={"color": TONES[tone % len(TONES)], "line": {"width": 0}},
             error_x={"type": "data", "array": [entries[i][2] or 0 for i in chosen], "color": _GREY, "thickness": 1.2,
                      "width": 3, "visible": any(entries[i][2] is not None for i in chosen)},
-            text=[label(_score(*entries[i], unit)) for i in chosen], textposition="none",
+            text=[hover[i] for i in chosen], textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text=label(unit) or None, exponentformat="power", nticks=6)
@@ -318,10 +317,6 @@ def _shifted(values: Sequence[Number], shift: float, log: bool) -> list[Number]:
     return [None if v is None else v + 0.008 * shift * (high - low) for v in values]
 
 
-def _faded(tone: int, share: float = 0.15) -> str:
+def _faded(tone: int) -> str:
     red, green, blue = (int(TONES[tone % len(TONES)][i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{share})"
-
-
-def _score(name: str, value: float, error: Number, unit: str) -> str:
-    return f"{name}\n{significant(value)}" + (f" ± {significant(error)}" if error is not None else "") + f" {unit}"
+    return f"rgba({red},{green},{blue},0.15)"
