@@ -91,14 +91,9 @@ class Pass:
             self.pairs.begin(count)
             theirs = None
             if baseline is not None:
-                kernels = self.baseline_kernels if self.similar else None
-                receivers: list[Receiver] = [self.pairs.on_baseline]
-                theirs = self._forward(
-                    baseline, self.baseline_layers, images[-1], first, self.baseline_statistics, kernels, receivers
-                )
-            receivers = [self.pairs.on_output] if baseline is not None else []
-            kernels = self.kernels if self.similar else None
-            ours = self._forward(model, self.layers, images[0], first, self.statistics, kernels, receivers)
+                sums = self.baseline_statistics, self.baseline_kernels
+                theirs = self._forward(baseline, images[-1], first, *sums, self.pairs.on_baseline)
+            ours = self._forward(model, images[0], first, self.statistics, self.kernels, self.pairs.on_output)
             if ours is not None and theirs is not None and ours.ndim == 2 and ours.shape == theirs.shape:
                 self.agreement.update(ours, theirs)
             if self.similar:
@@ -134,19 +129,19 @@ class Pass:
     def _forward(
         self,
         model: nn.Module,
-        layers: tuple[Layer, ...],
         images: Tensor,
         first: int,
         statistics: StatisticsCollector,
-        kernels: Kernels | None,
-        receivers: list[Receiver],
+        kernels: Kernels,
+        compare: Receiver,
     ) -> Tensor | None:
+        receivers = [compare]
         if self.counting:
             statistics.begin(len(images), first)
-            receivers = [*receivers, statistics.on_output]
-        if kernels is not None:
+            receivers.append(statistics.on_output)
+        if self.similar:
             kernels.begin(len(images))
-            receivers = [*receivers, kernels.on_output]
+            receivers.append(kernels.on_output)
 
         def receive(layer: Layer, x: Tensor) -> None:
             for receiver in receivers:
@@ -154,7 +149,7 @@ class Pass:
 
         images = on(images, *home_of(model))
         # no_grad and not inference_mode: tensors must keep their version, which shows whether one was overwritten.
-        with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
+        with torch.no_grad(), captured(statistics.layers, receive, statistics.on_input if self.counting else None):
             return first_tensor(outputs_of(model, images))
 
     def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:

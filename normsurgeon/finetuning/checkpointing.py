@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from normsurgeon.models.state_dict import read_file
 from normsurgeon.surgery.convert import Conversion
 
 
+@dataclass(eq=False)
 class CheckpointManager:
     """Validates and saves one run: call ``begin`` first, ``after_update`` after each update, and ``finish`` at the end.
 
@@ -37,32 +38,28 @@ class CheckpointManager:
     identity  what the run is about, in plain types: compared, with the settings, when it is resumed
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        student: Student,
-        plain: nn.Module,
-        given: Conversion,
-        folder: RunFolder | None,
-        validator: Validator | None,
-        stop: Stop,
-        config: FinetuneConfig,
-        identity: dict[str, Any],
-        on_message: Callable[[str], None],
-    ) -> None:
-        self.accelerator, self.student, self.plain, self.given = accelerator, student, plain, given
-        self.folder, self.validator, self.stop = folder, validator, stop
-        self.config, self.on_message = config, on_message
-        self.identity = {"settings": config.to_dict(), **identity}
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
-        self.latest: Evaluation | None = None
-        self.best: dict[str, Any] | None = None
-        self.best_weights: dict[str, Tensor] | None = None
-        self.earlier = 0.0
+    accelerator: Accelerator
+    student: Student
+    plain: nn.Module
+    given: Conversion
+    folder: RunFolder | None
+    validator: Validator | None
+    stop: Stop
+    config: FinetuneConfig
+    identity: dict[str, Any]
+    on_message: Callable[[str], None]
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    latest: Evaluation | None = None
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] | None = None
+    earlier: float = 0.0
+    written: int | None = None
+
+    def __post_init__(self) -> None:
+        self.identity = {"settings": self.config.to_dict(), **self.identity}
         self.began = self.saved = time.perf_counter()
-        self.origin = origin_of(plain)
-        self.written: int | None = None
+        self.origin = origin_of(self.plain)
 
     @property
     def kept(self) -> str:
