@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.splitting import open_split
 from normsurgeon.distributed import own_device, own_shard, together
@@ -117,8 +118,7 @@ def calibrate_(
     >>> record.sites, record.forward_passes, result.history
     (15, 3, [])
     """
-    if matched_images < 1:
-        raise UsageError(f"matched_images={matched_images} must be at least 1")
+    check_at_least(1, matched_images=matched_images)
     result = Conversion.of(result)
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
@@ -167,16 +167,14 @@ calibrate = on_a_copy(calibrate_)
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """A model's parameters and eps as they were, if what is inside fails or is interrupted."""
-    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    eps = {
-        name: module.eps for name, module in model.named_modules() if isinstance(getattr(module, "eps", None), float)
-    }
+    values = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    eps = [(module, module.eps) for module in model.modules() if isinstance(getattr(module, "eps", None), float)]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(values[name])
-        for name, value in eps.items():
-            model.get_submodule(name).eps = value
+            for parameter, value in values:
+                parameter.copy_(value)
+        for module, own in eps:
+            module.eps = own
         raise

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.plain import plain
 from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
@@ -73,11 +74,7 @@ class ReconstructionRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
-        values = asdict(self)
-        for key in ("kl_before", "kl"):
-            values[key] = values[key] if math.isfinite(values[key]) else None
-        curve = [[step, kl if math.isfinite(kl) else None] for step, kl in self.curve]
-        return {"event": "reconstruct", **values, "curve": curve}
+        return {"event": "reconstruct", **plain(asdict(self))}
 
 
 def reconstruct_(
