@@ -38,11 +38,6 @@ class Layer:
     rectified: bool = False
     feeds: str | None = None
 
-    @property
-    def class_name(self) -> str:
-        """The module's Python class."""
-        return type(self.module).__name__
-
 
 def kind_of(module: nn.Module) -> str:
     """``norm``, ``convolution``, ``linear`` or ``other``: what a module is by its class alone.

@@ -154,7 +154,7 @@ def _summary(layer: Layer, sums: _Sums, fluctuation: Fluctuation | None) -> Laye
     return LayerStatistics(
         layer=layer.name,
         kind=layer.kind,
-        class_name=layer.class_name,
+        class_name=type(layer.module).__name__,
         shape=sums.shape,
         channels=len(table),
         calls=sums.calls,
