@@ -92,18 +92,18 @@ def _explain(
     method: str, forward: Forward, layers: Layers, images: Tensor, targets: Tensor, steps: int
 ) -> dict[str, Explained | Exception]:
     """Each layer's result, or what went wrong with it: all layers in one pass, and if that fails one by one."""
-    explain: Callable[..., dict[str, Explained]] = {
+    methods: dict[str, Callable[..., dict[str, Explained]]] = {
         "conductance": partial(conductances, steps=steps),
         "gradient_x_activation": _gradients_x_activations,
         "feature_ablation": _feature_ablation,
-    }[method]
+    }
     alone = [{layer: module} for layer, module in layers.items()]
     found: dict[str, Explained | Exception] = {}
     for some in alone if method == "feature_ablation" or not layers else [layers, *alone]:
         if len(found) == len(layers):
             break
         try:
-            found |= explain(forward, some, images, targets)
+            found |= methods[method](forward, some, images, targets)
         except Exception as error:  # captum and a foreign forward may raise anything; the other layers go on
             found |= dict.fromkeys(some, error) if len(some) == 1 else {}
     return found
