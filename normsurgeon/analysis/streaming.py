@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -239,14 +239,13 @@ class Pass:
                 "baseline's by design: the norms and blocks after them show what was lost",
             )
         agreement, kl = self.agreement.compute()
-        pairs = self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine)
         return Comparison(
             baseline=baseline,
             layers=rows,
             baseline_layers=columns,
             cka=cka,
             gram_cosine=gram_cosine,
-            pairs=tuple(replace(pair, rewritten=pair.layer in rewritten) for pair in pairs),
+            pairs=self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine, rewritten),
             only_model=tuple(name for name in mine if name not in theirs),
             only_baseline=tuple(name for name in theirs if name not in mine),
             samples=self.images,
