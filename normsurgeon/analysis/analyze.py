@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
@@ -84,7 +85,7 @@ def analyze(
     images of statistics, similarity and comparison, batch by batch; sensitivity, which sees few, is the first's alone.
 
     :raises PatternError: a glob that matches no module.
-    :raises UsageError: an unknown part, kind or method.
+    :raises UsageError: an unknown part, kind or method, or no image for sensitivity.
     :raises DataError: no images.
     :raises ProcessError: another of several processes failed.
 
@@ -100,6 +101,7 @@ def analyze(
     model = model.model if isinstance(model, Conversion) else model
     assert isinstance(model, nn.Module)
     methods = check_methods(methods)
+    check_at_least(1, sensitivity_images=sensitivity_images)
     models = [model] if baseline is None else [model, baseline]
     chosen = choose_layers(model, layers, kinds, example_inputs)
     # A glob that matches no layer of the baseline leaves the model's without a counterpart.
