@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import normsurgeon as ns
-from normsurgeon.analysis.capture import captured
 from normsurgeon.analysis.choosing import choose_layers
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
+from normsurgeon.analysis.streaming import captured
 from normsurgeon.inference.hooks import listening
 
 

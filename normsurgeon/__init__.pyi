@@ -21,8 +21,8 @@ from .errors import UsageError as UsageError
 from .errors import WeightsUnavailableError as WeightsUnavailableError
 from .errors import WriteError as WriteError
 from .finetuning.config import FinetuneConfig as FinetuneConfig
-from .finetuning.curves import Curves as Curves
 from .finetuning.finetune import finetune as finetune
+from .finetuning.record import Curves as Curves
 from .finetuning.record import FinetuneRecord as FinetuneRecord
 from .graph.inspect import Inventory as Inventory
 from .graph.inspect import NormLayer as NormLayer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -110,6 +110,21 @@ def gather(value: T) -> list[T]:
     ['alone']
     """
     return _exchange(value, None) if own_shard().world > 1 else [value]
+
+
+def gather_merged(own: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """All processes' accumulators of these names, the same everywhere, those of one name merged.
+
+    One name after the other, so that memory does not grow with the number of processes.
+    """
+    merged: dict[str, Any] = {}
+    for name in names:
+        for part in gather(own.get(name)):
+            if name in merged and part is not None:
+                merged[name].merge(part)
+            elif part is not None:
+                merged[name] = part
+    return merged
 
 
 def from_main_process(value: T | None) -> T:

@@ -152,6 +152,11 @@ def test_a_hyper_parameter_sweep_is_made_on_request():
     assert {point.setting for point in report.sweep} == {"eps", "groups", "scale"}
 
 
+def test_sensitivity_of_no_images_is_refused_before_any_is_read():
+    with pytest.raises(ns.UsageError, match=r"^sensitivity_images=0 must be at least 1$"):
+        ns.analyze(timm.create_model("test_resnet"), [], sensitivity_images=0)
+
+
 def test_sensitivity_alone_runs_no_more_images_than_it_measures():
     model = timm.create_model("test_resnet", num_classes=10).eval()
     read = []

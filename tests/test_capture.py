@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,8 +11,8 @@ from conftest import ConvNet, randomise_
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.analysis.capture import captured
 from normsurgeon.analysis.choosing import choose_layers
+from normsurgeon.analysis.streaming import captured
 
 STATISTICS = ["statistics"]
 
@@ -98,6 +100,11 @@ def test_no_hook_is_left_behind_after_an_error_or_an_interruption(convnet):
         with pytest.raises(error, match="stop"), captured(layers, fail, fail):
             convnet(torch.randn(1, 3, 8, 8))
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in convnet.modules())
+
+
+def test_hooks_are_registered_in_one_file_alone():
+    sources = Path(ns.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "register_forward" in path.read_text(encoding="utf-8")] == ["hooks.py"]
 
 
 def test_the_model_comes_back_as_it_was(convnet):

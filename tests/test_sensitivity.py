@@ -13,9 +13,7 @@ from sensitivity_networks import PARAMETER_METHODS, Small, blocks, by_name, data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normsurgeon.analysis.sensitivity import borrowing, fisher, hessian, noise
-from normsurgeon.analysis.sensitivity.objective import Objective
-from normsurgeon.analysis.sensitivity.selection import select_layers
+from normsurgeon.analysis.sensitivity import borrowing, changes, derivatives
 from normsurgeon.errors import UsageError
 
 # Taylor
@@ -81,9 +79,9 @@ def test_fisher_is_the_mean_of_squared_per_sample_gradients():
 
 
 @pytest.mark.parametrize("memory", [1, 10**9])
-def test_fisher_is_the_same_in_chunks_of_any_size(memory):
-    objective = Objective(small(), data())
-    found = fisher.fisher(objective, select_layers(objective.model), memory=memory)
+def test_fisher_is_the_same_in_chunks_of_any_size(memory, monkeypatch):
+    monkeypatch.setattr(derivatives, "MEMORY", memory)
+    found = measure(small(), data(), "fisher")
     assert found.details["chunk"] == (1 if memory == 1 else 2)  # a CPU gains nothing from more
     assert by_name(found.layers) == pytest.approx(by_name(measure(small(), data(), "fisher").layers), rel=1e-12)
 
@@ -151,7 +149,7 @@ def test_the_sum_over_layers_is_pyhessian_s_trace_with_the_same_probes():
         judge = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=(images, labels), cuda=False)
     traces = []
     for probe in range(3):
-        v = [hessian.rademacher(tensor, 5, probe, name) for name, tensor in model.named_parameters()]
+        v = [derivatives.rademacher(tensor, 5, probe, name) for name, tensor in model.named_parameters()]
         product = utils.hessian_vector_product(judge.gradsH, judge.params, v)
         traces.append(utils.group_product(product, v).item())
     model.zero_grad()
@@ -160,13 +158,13 @@ def test_the_sum_over_layers_is_pyhessian_s_trace_with_the_same_probes():
 
 
 def test_probes_are_signs_that_sum_to_nothing():
-    signs = hessian.rademacher(torch.zeros(100, 1003), 0, 0, "a")
+    signs = derivatives.rademacher(torch.zeros(100, 1003), 0, 0, "a")
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert abs(signs.mean().item()) < 4 / math.sqrt(signs.numel())
     neighbours = (signs[:, 1:] * signs[:, :-1]).mean().item()
     assert abs(neighbours) < 4 / math.sqrt(signs.numel())
-    assert not torch.equal(signs, hessian.rademacher(torch.zeros(100, 1003), 0, 1, "a"))
-    assert not torch.equal(signs, hessian.rademacher(torch.zeros(100, 1003), 0, 0, "b"))
+    assert not torch.equal(signs, derivatives.rademacher(torch.zeros(100, 1003), 0, 1, "a"))
+    assert not torch.equal(signs, derivatives.rademacher(torch.zeros(100, 1003), 0, 0, "b"))
 
 
 def test_a_network_that_cannot_be_differentiated_twice_is_one_clear_line():
@@ -232,7 +230,7 @@ def test_noisy_weights_come_back_bit_for_bit_after_an_error(error):
         model.conv.weight[0, 0, 0, 0] = -0.0
         model.conv.weight[0, 0, 0, 1] = 1e-310
     before = [tensor.detach().clone() for tensor in model.parameters()]
-    with pytest.raises(type(error)), noise.noisy(dict(model.named_parameters()), 0.1, 0, 0):  # noqa: PT012
+    with pytest.raises(type(error)), changes.noisy(dict(model.named_parameters()), 0.1, 0, 0):  # noqa: PT012
         assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         raise error
     bits = [tensor.detach().view(torch.int64) for tensor in model.parameters()]

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normsurgeon.analysis.records import Sensitivity
-from normsurgeon.analysis.sensitivity import attribution, explaining
+from normsurgeon.analysis.sensitivity import attribution
 from normsurgeon.analysis.sensitivity.measure import measure_sensitivity
-from normsurgeon.analysis.sensitivity.objective import Objective
-from normsurgeon.analysis.sensitivity.selection import select_layers
 
 ATTRIBUTIONS = ("conductance", "gradient_x_activation", "feature_ablation")
 
@@ -119,8 +117,8 @@ def test_conductance_adds_up_to_the_change_of_the_logit_where_all_of_it_flows_th
     targets = net(x).argmax(1)
     rise = target_logits(net, x, targets) - target_logits(net, torch.zeros_like(x), targets)
     layers = {name: net.get_submodule(name) for name in ("bn1", "bn2")}
-    coarse = explaining.conductances(net, layers, x, targets, 10)
-    fine = explaining.conductances(net, layers, x, targets, 200)
+    coarse = attribution.conductances(net, layers, x, targets, 10)
+    fine = attribution.conductances(net, layers, x, targets, 200)
     errors = [(each["bn1"][1] - rise.detach()).abs().max().item() for each in (coarse, fine)]
     assert errors[1] < 0.01 * rise.abs().max().item()
     assert errors[1] < errors[0] / 3
@@ -159,15 +157,13 @@ def test_a_layer_whose_output_is_not_one_row_an_image_is_noted():
 
 
 @pytest.mark.parametrize("method", ATTRIBUTIONS)
-def test_neither_the_batch_size_nor_the_memory_makes_a_difference(net, method):
+def test_neither_the_batch_size_nor_the_memory_makes_a_difference(net, method, monkeypatch):
     whole = by_name(measure(net, images(), method, steps=4, layers=["conv1", "bn2", "fc"]))
     assert by_name(measure(net, images(), method, size=2, steps=4, layers=["conv1", "bn2", "fc"])) == pytest.approx(
         whole
     )
-    objective = Objective(net, [(images(), None)])
-    selection = select_layers(net, ["conv1", "bn2", "fc"])
-    tight = attribution.attribution(objective, selection, method, steps=4, memory=1)
-    assert by_name(tight) == pytest.approx(whole)
+    monkeypatch.setattr(attribution, "MEMORY", 1)
+    assert by_name(measure(net, images(), method, steps=4, layers=["conv1", "bn2", "fc"])) == pytest.approx(whole)
 
 
 def test_the_label_is_the_target_where_there_is_one(net):

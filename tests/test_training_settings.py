@@ -21,7 +21,7 @@ from normsurgeon.data.transforms import DataConfig
 from normsurgeon.distributed import Shard
 from normsurgeon.errors import CheckpointError, PatternError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig, differences
-from normsurgeon.finetuning.curves import Window
+from normsurgeon.finetuning.record import Window
 from normsurgeon.finetuning.trainable import choose_trainable_, make_optimizer, make_scheduler, set_drops_
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
@@ -21,11 +22,11 @@ from normsurgeon.analysis.comparison import rewritten_layers
 from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
 from normsurgeon.analysis.report import Report
+from normsurgeon.analysis.sensitivity.changes import sweep_norms
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
-from normsurgeon.analysis.sensitivity.sweep import sweep_norms
 from normsurgeon.analysis.streaming import Pass
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
-from normsurgeon.errors import PatternError, UsageError
+from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
@@ -84,7 +85,7 @@ def analyze(
     images of statistics, similarity and comparison, batch by batch; sensitivity, which sees few, is the first's alone.
 
     :raises PatternError: a glob that matches no module.
-    :raises UsageError: an unknown part, kind or method.
+    :raises UsageError: an unknown part, kind or method, or no image for sensitivity.
     :raises DataError: no images.
     :raises ProcessError: another of several processes failed.
 
@@ -100,9 +101,11 @@ def analyze(
     model = model.model if isinstance(model, Conversion) else model
     assert isinstance(model, nn.Module)
     methods = check_methods(methods)
+    check_at_least(1, sensitivity_images=sensitivity_images)
     models = [model] if baseline is None else [model, baseline]
     chosen = choose_layers(model, layers, kinds, example_inputs)
-    theirs = _counterparts(baseline, layers, kinds, example_inputs) if baseline is not None else ()
+    # A glob that matches no layer of the baseline leaves the model's without a counterpart.
+    theirs = choose_layers(baseline, layers, kinds, example_inputs, lenient=True) if baseline is not None else ()
     with ExitStack() as stack:
         stack.enter_context(together())
         for each in models:
@@ -177,22 +180,6 @@ def _sensitivity(
     norms = [layer.name for layer in chosen if layer.kind == "norm"]
     points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch) if sweep and norms else ()
     return found, points
-
-
-def _counterparts(
-    baseline: nn.Module, patterns: Sequence[str], kinds: Sequence[str], example_inputs: Any
-) -> tuple[Layer, ...]:
-    """The baseline's layers that the same request names; a glob that matches none there is no error."""
-    found: dict[str, Layer] = {}
-    try:
-        return choose_layers(baseline, patterns, kinds, example_inputs)
-    except PatternError:
-        for pattern in patterns:
-            try:
-                found |= {layer.name: layer for layer in choose_layers(baseline, [pattern], kinds, example_inputs)}
-            except PatternError:
-                continue
-    return tuple(found.values())
 
 
 def _check_parts(only: Sequence[str]) -> tuple[str, ...]:

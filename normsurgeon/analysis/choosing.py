@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from normsurgeon.errors import TracingError, UsageError
+from normsurgeon.errors import PatternError, TracingError, UsageError
 from normsurgeon.graph.activations import activations
 from normsurgeon.graph.blocks import residual_blocks
 from normsurgeon.graph.sites import find_sites
@@ -38,11 +38,6 @@ class Layer:
     rectified: bool = False
     feeds: str | None = None
 
-    @property
-    def class_name(self) -> str:
-        """The module's Python class."""
-        return type(self.module).__name__
-
 
 def kind_of(module: nn.Module) -> str:
     """``norm``, ``convolution``, ``linear`` or ``other``: what a module is by its class alone.
@@ -62,11 +57,13 @@ def choose_layers(
     patterns: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     example_inputs: Any = None,
+    lenient: bool = False,
 ) -> tuple[Layer, ...]:
     """The layers of ``model`` to look at, in the module tree's order: children before the block that holds them.
 
     patterns  globs over module paths; they may name any module. None: all modules of the given kinds
     kinds     with no patterns: which kinds; with patterns: ignored
+    lenient   a pattern that matches no module is no error
 
     :raises PatternError: a pattern that matches no module.
     :raises UsageError: an unknown kind, or a model without any such layer.
@@ -85,14 +82,15 @@ def choose_layers(
     except TracingError:
         blocks, after, feeds = set(), {}, {}  # the layers are still there, only their surroundings are unknown
     modules = _after_their_children(model)
-    if patterns:
-        wanted = {name for pattern in patterns for name in select(pattern, list(modules), "module")}
-    else:
-        wanted = {
-            name
-            for name, module in modules.items()
-            if kind_of(module) in kinds or ("block" in kinds and name in blocks)
-        }
+    wanted = set()
+    if not patterns:
+        wanted = {n for n, module in modules.items() if kind_of(module) in kinds or ("block" in kinds and n in blocks)}
+    for pattern in patterns:
+        try:
+            wanted |= set(select(pattern, list(modules), "module"))
+        except PatternError:
+            if not lenient:
+                raise
     found = tuple(
         Layer(
             name=name,
@@ -104,7 +102,7 @@ def choose_layers(
         for name, module in modules.items()
         if name in wanted
     )
-    if not found:
+    if not found and not patterns:
         raise UsageError(
             f"this {type(model).__name__} has no {' or '.join(kinds)} layer; "
             f"name the modules to look at: {shorten(list(modules))}"

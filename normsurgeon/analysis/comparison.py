@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.features import features
 from normsurgeon.analysis.records import LayerPair, LayerStatistics, Matrix
 from normsurgeon.analysis.similarity import grid
-from normsurgeon.distributed import gather
+from normsurgeon.distributed import gather_merged
 
 Array = NDArray[np.float64]
 
@@ -38,6 +38,17 @@ class _Pair:
         for name in vars(other):
             if name != "channels":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def compute(self) -> tuple[float | None, float | None, float | None, int | None, float | None]:
+        """Cosine, relative error, the channels' mean cosine, the worst channel, and its cosine."""
+        cosine = self.cosine / self.images
+        error = math.sqrt(self.distance / self.energy) if self.energy > 0 else None
+        scale_C = np.sqrt(self.squares_C * self.squares_baseline_C)
+        if not scale_C.any():
+            return cosine, error, None, None, None
+        cosine_C = np.divide(self.products_C, scale_C, out=np.full(self.channels, np.nan), where=scale_C > 0)
+        worst = int(np.nanargmin(cosine_C))
+        return cosine, error, float(np.nanmean(cosine_C)), worst, float(cosine_C[worst])
 
 
 @dataclass
@@ -89,16 +100,9 @@ class PairCollector:
         pair.squares_C += a_NC.sum(0).cpu().numpy()
         pair.squares_baseline_C += b_NC.sum(0).cpu().numpy()
 
-    def gather_(self) -> None:
-        """Add what the other processes compared."""
-        mine, *others = gather(self._pairs)
-        for pairs in others:
-            for name, pair in pairs.items():
-                if name in mine:
-                    mine[name].merge(pair)
-                else:
-                    mine[name] = pair
-        self._pairs = mine
+    def gather_(self, names: Sequence[str]) -> None:
+        """Add what the other processes compared of these layers."""
+        self._pairs = gather_merged(self._pairs, names)
 
     def compute(
         self,
@@ -106,52 +110,21 @@ class PairCollector:
         baseline_layers: Sequence[str],
         statistics: dict[str, LayerStatistics],
         baseline_statistics: dict[str, LayerStatistics],
-        cka: Matrix | None = None,
-        gram_cosine: Matrix | None = None,
+        cka: Matrix | None,
+        gram_cosine: Matrix | None,
+        rewritten: Set[str],
     ) -> tuple[LayerPair, ...]:
         """One record for each name that both networks have; ``cka`` and ``gram_cosine`` are layers × baseline's."""
         columns = {name: place for place, name in enumerate(baseline_layers)}
-        return tuple(
-            self._result(
-                name,
-                statistics.get(name),
-                baseline_statistics.get(name),
-                cka[row][columns[name]] if cka else None,
-                gram_cosine[row][columns[name]] if gram_cosine else None,
-            )
-            for row, name in enumerate(layers)
-            if name in columns
-        )
-
-    def _result(
-        self,
-        name: str,
-        mine: LayerStatistics | None,
-        theirs: LayerStatistics | None,
-        cka: float | None,
-        gram_cosine: float | None,
-    ) -> LayerPair:
-        pair = self._pairs.get(name)
-        shift, ratio = _moved(mine, theirs)
-        if pair is None:
-            return LayerPair(name, name, cka, gram_cosine, None, None, None, mean_shift=shift, std_ratio=ratio)
-        scale_C = np.sqrt(pair.squares_C * pair.squares_baseline_C)
-        alive = scale_C > 0
-        cosine_C = np.divide(pair.products_C, scale_C, out=np.full(pair.channels, np.nan), where=alive)
-        worst = int(np.nanargmin(cosine_C)) if alive.any() else None
-        return LayerPair(
-            layer=name,
-            baseline_layer=name,
-            cka=cka,
-            gram_cosine=gram_cosine,
-            cosine=pair.cosine / pair.images,
-            relative_error=math.sqrt(pair.distance / pair.energy) if pair.energy > 0 else None,
-            channel_cosine=float(np.nanmean(cosine_C)) if alive.any() else None,
-            worst_channel=worst,
-            worst_channel_cosine=float(cosine_C[worst]) if worst is not None else None,
-            mean_shift=shift,
-            std_ratio=ratio,
-        )
+        found = []
+        for row, name in enumerate(layers):
+            if name not in columns:
+                continue
+            by_cka, by_gram = (matrix[row][columns[name]] if matrix else None for matrix in (cka, gram_cosine))
+            pair = self._pairs[name].compute() if name in self._pairs else (None, None, None, None, None)
+            moved = _moved(statistics.get(name), baseline_statistics.get(name))
+            found.append(LayerPair(name, name, by_cka, by_gram, *pair, *moved, name in rewritten))
+        return tuple(found)
 
 
 def _moved(mine: LayerStatistics | None, theirs: LayerStatistics | None) -> tuple[float | None, float | None]:

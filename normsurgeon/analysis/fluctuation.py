@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from normsurgeon.inference.moments import chan
+from normsurgeon.inference import moments
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.families import family_of
 from normsurgeon.norms.layers import RmsNormChw
@@ -52,16 +53,11 @@ def group_view(module: nn.Module) -> GroupView | None:
 
 
 class Fluctuation:
-    """Sums over images, for one site.
+    """One site's groups over the images: moments of their standard deviation, of their mean, and of their variance."""
 
-    The rows of ``sums``: mean and squared deviations of the groups' std, the same of their mean, mean of their
-    variance.
-    """
-
-    def __init__(self, view: GroupView, images: int = 0, sums: Array | None = None):
+    def __init__(self, view: GroupView):
         self.view = view
-        self.images = images
-        self.sums: Array = np.zeros((5, view.groups)) if sums is None else sums
+        self.table = moments.empty(3 * view.groups)
 
     def update(self, means_NC: Array, variances_NC: Array) -> None:
         """The channels' means and (population) variances in each of N images."""
@@ -69,43 +65,25 @@ class Fluctuation:
         means = (means_NC - view.mean_C) / view.std_C
         seconds = variances_NC / np.square(view.std_C) + np.square(means)
         images, channels = means.shape
-        if channels % view.groups:
+        if not images or channels % view.groups:
             return
-        group_mean = means.reshape(images, view.groups, -1).mean(2)
+        mean = means.reshape(images, view.groups, -1).mean(2)
         second = seconds.reshape(images, view.groups, -1).mean(2)
-        variance = np.maximum(second - np.square(group_mean) if view.centred else second, 0.0)
-        finite = (np.isfinite(variance) & np.isfinite(group_mean)).all(1)
-        std, group_mean, variance = np.sqrt(variance[finite]), group_mean[finite], variance[finite]
-        if len(std):
-            sums = np.stack([*_moments(std), *_moments(group_mean), variance.mean(0)])
-            self.merge(Fluctuation(view, len(std), sums))
+        variance = np.maximum(second - np.square(mean) if view.centred else second, 0.0)
+        values = np.concatenate([np.sqrt(variance), mean, variance], 1)
+        moments.update(self.table, torch.from_numpy(values)[:, :, None])
 
     def merge(self, other: Fluctuation) -> None:
         """Add another part of the stream."""
-        n, m, own, others = self.images, other.images, self.sums, other.sums
-        nothing = np.zeros(self.view.groups)
-        self.sums = np.stack(
-            [
-                *chan(n, own[0], own[1], m, others[0], others[1]),
-                *chan(n, own[2], own[3], m, others[2], others[3]),
-                chan(n, own[4], nothing, m, others[4], nothing)[0],
-            ]
-        )
-        self.images = n + m
+        moments.merge(self.table, other.table)
 
     def compute(self) -> tuple[float | None, float | None]:
         """Mean over groups of: the std's coefficient of variation; the mean's deviation over the root mean variance."""
-        if self.images < 2:
-            return None, None
-        std, std_squares, _, mean_squares, variance = self.sums
-        alive = variance > 0
+        std, mean, variance = self.table.reshape(3, self.view.groups, -1)
+        alive = (std[:, moments.COUNT] > 1) & (variance[:, moments.MEAN] > 0)
         if not alive.any():
             return None, None
-        of_std = np.sqrt(std_squares / self.images)[alive] / std[alive]
-        of_mean = np.sqrt(mean_squares / self.images)[alive] / np.sqrt(variance[alive])
+        std, mean, variance = std[alive], mean[alive], variance[alive]
+        spread, shift = (np.sqrt(each[:, moments.M2] / each[:, moments.COUNT]) for each in (std, mean))
+        of_std, of_mean = spread / std[:, moments.MEAN], shift / np.sqrt(variance[:, moments.MEAN])
         return float(of_std.mean()), float(of_mean.mean())
-
-
-def _moments(values_NG: Array) -> tuple[Array, Array]:
-    mean = values_NG.mean(0)
-    return mean, np.square(values_NG - mean).sum(0)

@@ -37,6 +37,9 @@ class LayerRow:
 
 
 Rows = tuple[LayerRow, ...]
+_Source = str | Callable[[LayerRow], Any]
+_Column = tuple[str, Form, str, _Source]
+"""Title, form, hint, and what is shown."""
 Measures = Mapping[str, Sensitivity]
 """Each measure of sensitivity by its label."""
 
@@ -76,11 +79,11 @@ def layer_rows(
 
 def layer_table(rows: Rows, measures: Measures, important: frozenset[str]) -> Table:
     """The layers as they are shown, the most telling columns first."""
-    scores = [_column(label, "sensitivity of the loss", "number", _score(label)) for label in measures]
+    scores: list[_Column] = [(label, "number", "sensitivity of the loss", _score(label)) for label in measures]
     columns = (*_NAMED, *_BASIC, *_COMPARED, *scores, *_FINER)
     return Table(
-        tuple(column for column, _ in columns),
-        tuple(tuple(value(row) for _, value in columns) for row in rows),
+        tuple(Column(title, form, hint) for title, form, hint, _ in columns),
+        tuple(tuple(_value(row, source) for *_, source in columns) for row in rows),
         searchable=True,
         select="kind",
         noun="layers",
@@ -127,18 +130,12 @@ def _measure_key(measure: Sensitivity) -> str:
     return "sensitivity_" + re.sub(r"[^a-z0-9]+", "_", f"{measure.method}_{measure.loss}".lower()).strip("_")
 
 
-def _column(
-    title: str, hint: str, form: Form, value: Callable[[LayerRow], Any]
-) -> tuple[Column, Callable[[LayerRow], Any]]:
-    return Column(title, form, hint), value
-
-
-def _statistic(name: str) -> Callable[[LayerRow], Any]:
-    return lambda row: getattr(row.statistics, name) if row.statistics else None
-
-
-def _pair(name: str) -> Callable[[LayerRow], Any]:
-    return lambda row: getattr(row.pair, name) if row.pair else None
+def _value(row: LayerRow, source: _Source) -> Any:
+    """What a column shows of a layer: ``statistics.mean`` and the like, or what a function makes of it."""
+    if not isinstance(source, str):
+        return source(row)
+    part, _, name = source.rpartition(".")
+    return getattr(getattr(row, part) if part else row, name, None)
 
 
 def _score(label: str) -> Callable[[LayerRow], Any]:
@@ -153,43 +150,42 @@ def _between_share(row: LayerRow) -> float | None:
     return entry.between_var / whole if whole > 0 else None
 
 
+def _shape(row: LayerRow) -> str | None:
+    return shown(row.statistics.shape) if row.statistics else None
+
+
 def _not_finite(row: LayerRow) -> int | None:
     return (row.statistics.nan + row.statistics.inf) or None if row.statistics else None
 
 
-_NAMED = (
-    _column("layer", "module path", "text", lambda row: row.layer),
-    _column("kind", "what the layer is", "text", lambda row: row.kind),
+_NAMED: tuple[_Column, ...] = (
+    ("layer", "text", "module path", "layer"),
+    ("kind", "text", "what the layer is", "kind"),
 )
-_BASIC = (
-    _column("mean", "mean of all values", "number", _statistic("mean")),
-    _column("std", "standard deviation of all values", "number", _statistic("std")),
-    _column("mean |x|", "mean of the absolute values", "number", _statistic("abs_mean")),
-    _column("zeros", "share of values that are exactly 0", "percent", _statistic("zero_fraction")),
-    _column("eff. rank", "exp of the entropy of the channel covariance's spectrum", "number",
-            _statistic("effective_rank")),
-    _column("dead", "channels that never fire", "count", _statistic("dead_channels")),
-    _column("nan/inf", "values that are not finite", "count", _not_finite),
-)  # fmt: skip
-_COMPARED = (
-    _column("CKA", "linear CKA with the baseline's layer: 1 is the same information", "number", _pair("cka")),
-    _column("rel. error", "‖a − b‖ / ‖b‖ against the baseline: 0 is the same function", "number",
-            _pair("relative_error")),
-    _column("cosine", "mean cosine with the baseline's features", "number", _pair("cosine")),
-)  # fmt: skip
-_FINER = (
-    _column("group fluct.", "how far the group's std varies from image to image", "number",
-            _statistic("group_fluctuation")),
-    _column("mean fluct.", "how far the group's mean varies from image to image", "number",
-            _statistic("mean_fluctuation")),
-    _column("part. ratio", "(Σλ)² / Σλ² of the channel covariance", "number", _statistic("participation_ratio")),
-    _column("dormant", "channels far quieter than the layer's average", "count", _statistic("dormant_channels")),
-    _column("between", "share of the channels' variance that lies between images", "percent", _between_share),
-    _column("min", "least value", "number", _statistic("min")),
-    _column("max", "greatest value", "number", _statistic("max")),
-    _column("kurtosis", "excess kurtosis of all values", "number", _statistic("kurtosis")),
-    _column("channels", "size of the channel dimension", "count", _statistic("channels")),
-    _column("shape", "of one image's output", "text",
-            lambda row: shown(row.statistics.shape) if row.statistics else None),
-    _column("class", "Python class", "text", _statistic("class_name")),
-)  # fmt: skip
+_BASIC: tuple[_Column, ...] = (
+    ("mean", "number", "mean of all values", "statistics.mean"),
+    ("std", "number", "standard deviation of all values", "statistics.std"),
+    ("mean |x|", "number", "mean of the absolute values", "statistics.abs_mean"),
+    ("zeros", "percent", "share of values that are exactly 0", "statistics.zero_fraction"),
+    ("eff. rank", "number", "exp of the entropy of the channel covariance's spectrum", "statistics.effective_rank"),
+    ("dead", "count", "channels that never fire", "statistics.dead_channels"),
+    ("nan/inf", "count", "values that are not finite", _not_finite),
+)
+_COMPARED: tuple[_Column, ...] = (
+    ("CKA", "number", "linear CKA with the baseline's layer: 1 is the same information", "pair.cka"),
+    ("rel. error", "number", "‖a − b‖ / ‖b‖ against the baseline: 0 is the same function", "pair.relative_error"),
+    ("cosine", "number", "mean cosine with the baseline's features", "pair.cosine"),
+)
+_FINER: tuple[_Column, ...] = (
+    ("group fluct.", "number", "how far the group's std varies from image to image", "statistics.group_fluctuation"),
+    ("mean fluct.", "number", "how far the group's mean varies from image to image", "statistics.mean_fluctuation"),
+    ("part. ratio", "number", "(Σλ)² / Σλ² of the channel covariance", "statistics.participation_ratio"),
+    ("dormant", "count", "channels far quieter than the layer's average", "statistics.dormant_channels"),
+    ("between", "percent", "share of the channels' variance that lies between images", _between_share),
+    ("min", "number", "least value", "statistics.min"),
+    ("max", "number", "greatest value", "statistics.max"),
+    ("kurtosis", "number", "excess kurtosis of all values", "statistics.kurtosis"),
+    ("channels", "count", "size of the channel dimension", "statistics.channels"),
+    ("shape", "text", "of one image's output", _shape),
+    ("class", "text", "Python class", "statistics.class_name"),
+)

@@ -1,13 +1,12 @@
 """A uniform sample of feature vectors from a stream, the same whatever the batches: for the channels' covariance.
 
 A covariance over all positions would cost more than the forward pass. Instead every image offers some positions, each
-with a priority that is a hash of the image's number and nothing else, and the vectors of least priority stay (a
+with a priority that is drawn from the image's number and nothing else, and the vectors of least priority stay (a
 bottom-k sample; Cohen & Kaplan, PODC 2007): uniform, of bounded size, and mergeable.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,14 +19,8 @@ CAPACITY = (256, 1024)
 OFFERED = 64
 """A layer keeps ``MOST_VALUES`` / channels vectors, within ``CAPACITY``; an image offers up to ``OFFERED``."""
 
-
-@dataclass(frozen=True)
-class Offer:
-    """The vectors of a batch that a sample wants: image and position of each, and the priority it comes with."""
-
-    image: NDArray[np.int64]
-    position: NDArray[np.int64]
-    priorities: NDArray[np.uint64]
+Offer = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
+"""The vectors of a batch that a sample wants: image and position of each, and the priority it comes with."""
 
 
 class VectorSample:
@@ -43,49 +36,40 @@ class VectorSample:
         self.capacity = min(max(MOST_VALUES // max(channels, 1), CAPACITY[0]), CAPACITY[1])
         self.seed = seed
         self.vectors: NDArray[np.float32] = np.empty((0, channels), np.float32)
-        self.priorities: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self.priorities: NDArray[np.float64] = np.empty(0)
 
     def choose(self, images: int, positions: int, first_image: int, call: int = 0) -> Offer:
         """Which vectors of a batch to take: of N images, the first of them number ``first_image`` of the stream."""
         offered = min(OFFERED, positions)
-        hashes, within = _offers(first_image, images, offered, call, self.seed)
-        kept = np.arange(len(hashes))
+        drawn, within = _offers(first_image, images, offered, call, self.seed)
+        kept = np.arange(len(drawn))
         if len(self.priorities) == self.capacity:
-            kept = np.flatnonzero(hashes < self.priorities.max())
+            kept = np.flatnonzero(drawn < self.priorities.max())
         if len(kept) > self.capacity:
-            kept = np.sort(kept[np.argpartition(hashes[kept], self.capacity - 1)[: self.capacity]])
-        # One position in each of as many equal strips, so that they differ: where in the strip is hashed, too.
+            kept = np.sort(kept[np.argpartition(drawn[kept], self.capacity - 1)[: self.capacity]])
+        # One position in each of as many equal strips, so that they differ: where in the strip is random, too.
         image, slot = np.divmod(kept, max(offered, 1))
-        position = (
-            ((slot + within[kept]) * positions / max(offered, 1)).astype(np.int64).clip(max=max(positions - 1, 0))
-        )
-        return Offer(image, position, hashes[kept])
+        position = (slot + within[kept]) * positions / max(offered, 1)
+        return image, position.astype(np.int64).clip(max=max(positions - 1, 0)), drawn[kept]
 
     def update(self, x_NCP: Tensor, first_image: int, call: int = 0) -> None:
         """Choose vectors of a batch and add them."""
-        offer = self.choose(x_NCP.shape[0], x_NCP.shape[2], first_image, call)
-        picked = x_NCP[torch.from_numpy(offer.image), :, torch.from_numpy(offer.position)]
-        self.take(picked.float().numpy(), offer.priorities)
+        image, position, priorities = self.choose(x_NCP.shape[0], x_NCP.shape[2], first_image, call)
+        self.take(x_NCP[torch.from_numpy(image), :, torch.from_numpy(position)].float().numpy(), priorities)
 
     def merge(self, other: VectorSample) -> None:
         """Add another process's vectors."""
         self.take(other.vectors, other.priorities)
 
-    def take(self, vectors: NDArray[np.float32], priorities: NDArray[np.uint64]) -> None:
+    def take(self, vectors: NDArray[np.float32], priorities: NDArray[np.float64]) -> None:
         """Add vectors with the priorities that they were offered at."""
-        together = np.concatenate([self.priorities, priorities])
-        if len(together) <= self.capacity:
-            self.vectors, self.priorities = np.concatenate([self.vectors, vectors]), together
+        if not len(priorities):
             return
-        stays = np.zeros(len(together), bool)
-        stays[np.argpartition(together, self.capacity - 1)[: self.capacity]] = True
-        old, new = np.split(stays, [len(self.priorities)])
-        room = self.capacity - len(self.priorities)
-        given_up, taken = np.flatnonzero(~old), np.flatnonzero(new)
-        if room:
-            self.vectors = np.concatenate([self.vectors, vectors[taken[:room]]])
-            self.priorities = np.concatenate([self.priorities, priorities[taken[:room]]])
-        self.vectors[given_up], self.priorities[given_up] = vectors[taken[room:]], priorities[taken[room:]]
+        vectors, priorities = np.concatenate([self.vectors, vectors]), np.concatenate([self.priorities, priorities])
+        if len(priorities) > self.capacity:
+            least = np.argpartition(priorities, self.capacity - 1)[: self.capacity]
+            vectors, priorities = vectors[least], priorities[least]
+        self.vectors, self.priorities = vectors, priorities
 
     def compute(self) -> tuple[float | None, float | None, int]:
         """Effective rank and participation ratio of the vectors' covariance, and how many vectors there were."""
@@ -120,19 +104,9 @@ def ranks(vectors_RC: NDArray[np.floating]) -> tuple[float | None, float | None,
 @lru_cache(maxsize=64)
 def _offers(
     first_image: int, images: int, offered: int, call: int, seed: int
-) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Priorities, and places within a strip, of what the images offer: the same for every layer of a network."""
-    numbers = np.arange(first_image, first_image + images, dtype=np.uint64)[:, None] * np.uint64(2**20)
-    slots: NDArray[np.uint64] = np.arange(call * OFFERED, call * OFFERED + offered, dtype=np.uint64)
-    flat: NDArray[np.uint64] = np.add(numbers, slots, dtype=np.uint64).ravel()
-    within = (_mix(flat + np.uint64(1)) >> np.uint64(11)).astype(np.float64) / 2**53
-    with np.errstate(over="ignore"):
-        return _mix(flat + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)), within
-
-
-def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser (Steele, Lea & Flood, OOPSLA 2014): spreads consecutive numbers over all of 64 bits."""
-    z = numbers + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    numbers = range(first_image, first_image + images)
+    draws = [np.random.default_rng((seed, number, call)).random((2, offered)) for number in numbers]
+    priorities, within = np.stack(draws, 1) if draws else np.empty((2, 0, 0))
+    return priorities.ravel(), within.ravel()

@@ -6,7 +6,7 @@ is N × N whatever the layer's shape, so that layers of any two shapes, of one n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,82 +135,63 @@ class SimilarityCollector:
     images: int = 0
     used: int = 0
     smallest: int = 0
-    _hsic: list[Array] = field(default_factory=list)
-    _gram: list[Array] = field(default_factory=list)
-    _cosine: Array | None = None
+    _sums: dict[str, list[Array]] = field(default_factory=dict)
 
     def update(self, kernels: Kernels, others: Kernels | None = None) -> None:
         """Add one batch: ``others`` are the kernels of the second network for the same images."""
-        mine = tuple(kernels.centred)
-        theirs = tuple((others or kernels).centred)
-        if not self.rows:
-            self.rows, self.columns = mine, theirs
-        if mine != self.rows or theirs != self.columns:
-            raise AssertionError("the layers changed from batch to batch")
+        self._check(tuple(kernels.centred), tuple((others or kernels).centred))
         n = kernels.images
         self.images += n
-        self._add_grams(kernels, others)
+        self._add("gram", _products(lambda k: np.stack([gram.ravel() for gram in k.grams.values()]), kernels, others))
         if kernels.with_grids and others is None:
-            self._add_cosines(kernels)
-        if n < LEAST:
-            return
-        self.used += n
-        self.smallest = min(self.smallest or n, n)
-        a = hsic_vectors(np.stack([kernels.centred[name] for name in mine]))
-        b = hsic_vectors(np.stack([others.centred[name] for name in theirs])) if others is not None else a
-        self._sum(self._hsic, [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)])
+            self._add("cosine", self._cosines(kernels))
+        if n >= LEAST:
+            self.used += n
+            self.smallest = min(self.smallest or n, n)
+            stacked = _products(lambda k: hsic_vectors(np.stack([*k.centred.values()])), kernels, others)
+            self._add("hsic", stacked)
 
     def merge(self, other: SimilarityCollector) -> None:
         """Add the sums of another process, over other batches."""
         if not other.rows:
             return
-        if not self.rows:
-            self.rows, self.columns = other.rows, other.columns
-        if (other.rows, other.columns) != (self.rows, self.columns):
-            raise AssertionError("the layers changed from process to process")
+        self._check(other.rows, other.columns)
         self.images, self.used = self.images + other.images, self.used + other.used
         self.smallest = min((n for n in (self.smallest, other.smallest) if n), default=0)
-        for total, parts in ((self._hsic, other._hsic), (self._gram, other._gram)):
-            if parts:
-                self._sum(total, parts)
-        if self._cosine is None or other._cosine is None:
-            self._cosine = other._cosine if self._cosine is None else self._cosine
-        else:
-            both = np.isnan(self._cosine) & np.isnan(other._cosine)
-            self._cosine = np.where(both, np.nan, np.nan_to_num(self._cosine) + np.nan_to_num(other._cosine))
+        for kind, parts in other._sums.items():
+            self._add(kind, parts)
 
-    def _add_grams(self, kernels: Kernels, others: Kernels | None) -> None:
-        a = np.stack([kernels.grams[name].ravel() for name in self.rows])
-        b = np.stack([others.grams[name].ravel() for name in self.columns]) if others is not None else a
-        self._sum(self._gram, [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)])
+    def _check(self, rows: tuple[str, ...], columns: tuple[str, ...]) -> None:
+        if not self.rows:
+            self.rows, self.columns = rows, columns
+        if (rows, columns) != (self.rows, self.columns):
+            raise AssertionError("the layers changed from batch to batch")
 
-    def _add_cosines(self, kernels: Kernels) -> None:
-        if self._cosine is None:
-            self._cosine = np.full((len(self.rows), len(self.rows)), np.nan)
+    def _add(self, kind: str, parts: Sequence[Array]) -> None:
+        totals = self._sums.setdefault(kind, [np.zeros_like(part) for part in parts])
+        for total, part in zip(totals, parts, strict=True):
+            total += part
+
+    def _cosines(self, kernels: Kernels) -> tuple[Array, Array]:
+        """Sums over images of the cosines of layers whose features have one shape, and how many images these are."""
+        total, count = np.zeros((2, len(self.rows), len(self.rows)))
         places: dict[tuple[int, ...], list[int]] = {}
         for place, name in enumerate(self.rows):
             places.setdefault(tuple(kernels.grids[name].shape[1:]), []).append(place)
         for group in places.values():
             x = torch.stack([kernels.grids[self.rows[i]].flatten(1) for i in group], 1)  # (N, L, D)
             x = x / torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min(1e-30)
-            total = torch.bmm(x, x.transpose(1, 2)).double().sum(0).cpu().numpy()
             at = np.ix_(group, group)
-            self._cosine[at] = np.nan_to_num(self._cosine[at], nan=0.0) + total
-
-    @staticmethod
-    def _sum(sums: list[Array], parts: list[Array]) -> None:
-        if not sums:
-            sums.extend(np.zeros_like(part) for part in parts)
-        for total, part in zip(sums, parts, strict=True):
-            total += part
+            total[at] = torch.bmm(x, x.transpose(1, 2)).double().sum(0).cpu().numpy()
+            count[at] = kernels.images
+        return total, count
 
     def compute(self) -> tuple[Matrix, Matrix, Matrix]:
         """CKA, plain cosine and Gram cosine, with None where a pair has no value."""
-        shape = (len(self.rows), len(self.columns))
-        nothing = np.full(shape, np.nan)
-        by_cka = cka(*self._hsic) if self._hsic else nothing
-        by_gram = cka(*self._gram) if self._gram else nothing
-        by_cosine = nothing if self._cosine is None else self._cosine / max(self.images, 1)
+        nothing = np.full((len(self.rows), len(self.columns)), np.nan)
+        by_cka, by_gram = (cka(*self._sums[kind]) if kind in self._sums else nothing for kind in ("hsic", "gram"))
+        total, count = self._sums.get("cosine", (nothing, nothing))
+        by_cosine = np.divide(total, count, out=nothing.copy(), where=count > 0)
         return as_matrix(by_cka), as_matrix(by_cosine), as_matrix(by_gram)
 
     def notes(self, sizes: Sequence[int] = ()) -> tuple[str, ...]:
@@ -235,6 +216,13 @@ class SimilarityCollector:
                 "stays centred there, but biased CKA would be near 1 whatever the layers"
             )
         return tuple(found)
+
+
+def _products(vectors: Callable[[Kernels], Array], kernels: Kernels, others: Kernels | None) -> list[Array]:
+    """Inner products of each layer's vector with each of the other network's (or its own), and all squared norms."""
+    a = vectors(kernels)
+    b = a if others is None else vectors(others)
+    return [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)]
 
 
 def as_matrix(values: Array) -> Matrix:

@@ -17,7 +17,7 @@ from normsurgeon.analysis.features import features
 from normsurgeon.analysis.fluctuation import Fluctuation, group_view
 from normsurgeon.analysis.records import LayerStatistics
 from normsurgeon.analysis.sampling import VectorSample
-from normsurgeon.distributed import gather
+from normsurgeon.distributed import gather_merged
 from normsurgeon.inference import moments
 
 TAU = 0.025
@@ -86,9 +86,9 @@ class StatisticsCollector:
             return  # a module called with another number of channels: the first number is what is described
         sums.calls = sums.calls + 1 if sums.passes == self._passes else 1
         sums.passes = self._passes
-        offer = sums.sample.choose(len(x_NCP), x_NCP.shape[2], self.images, sums.calls - 1)
-        seen = moments.update(sums.table, x_NCP, (offer.image, offer.position))
-        sums.sample.take(seen.picked_MC, offer.priorities)
+        image, position, priorities = sums.sample.choose(len(x_NCP), x_NCP.shape[2], self.images, sums.calls - 1)
+        seen = moments.update(sums.table, x_NCP, (image, position))
+        sums.sample.take(seen.picked_MC, priorities)
         nonfinite = sums.table[:, [moments.NAN, moments.INF]].sum()
         if nonfinite > sums.nonfinite and sums.first_nonfinite is None:
             sums.first_nonfinite = self.images + int(x_NCP.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
@@ -112,17 +112,10 @@ class StatisticsCollector:
         fluctuation.update(seen.means_NC, seen.variances_NC)
 
     def gather_(self) -> None:
-        """Add what the other processes saw, layer by layer, so that memory does not grow with their number."""
-        for layer in self.layers:
-            parts = gather((self._sums.pop(layer.name, None), self._fluctuations.pop(layer.name, None)))
-            for sums, fluctuation in parts:
-                if sums is not None and layer.name in self._sums:
-                    self._sums[layer.name].merge(sums)
-                elif sums is not None:
-                    self._sums[layer.name] = sums
-                known = self._fluctuations.setdefault(layer.name, fluctuation)
-                if known is not None and fluctuation is not None and known is not fluctuation and fluctuation.images:
-                    known.merge(fluctuation)
+        """Add what the other processes saw."""
+        names = [layer.name for layer in self.layers]
+        self._sums = gather_merged(self._sums, names)
+        self._fluctuations = gather_merged(self._fluctuations, names)
 
     def compute(self) -> tuple[LayerStatistics, ...]:
         """One record a layer, in the order of the first forward pass; layers that it did not reach are left out."""
@@ -161,7 +154,7 @@ def _summary(layer: Layer, sums: _Sums, fluctuation: Fluctuation | None) -> Laye
     return LayerStatistics(
         layer=layer.name,
         kind=layer.kind,
-        class_name=layer.class_name,
+        class_name=type(layer.module).__name__,
         shape=sums.shape,
         channels=len(table),
         calls=sums.calls,

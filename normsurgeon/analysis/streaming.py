@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon.analysis.capture import Receiver, captured
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.records import Comparison, Similarity
@@ -18,9 +19,35 @@ from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
+from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
 from normsurgeon.surgery.agreement import Agreement
+
+Receiver = Callable[[Layer, Tensor], None]
+
+
+@contextmanager
+def captured(layers: Sequence[Layer], on_output: Receiver, on_input: Receiver | None = None) -> Iterator[None]:
+    """While inside, ``on_output(layer, tensor)`` is called right after each call of each layer, in calling order.
+
+    Right after means before anything that follows can overwrite the tensor: an in-place activation changes it a
+    moment later, so it must be read at once and not kept. ``on_input`` is called before each call of a norm layer,
+    with its input. Outputs without a floating-point tensor are passed over.
+    """
+
+    def tap(layer: Layer, side: Literal["input", "output"], receive: Receiver) -> Tap:
+        def give(tensor: Tensor) -> None:
+            if tensor.is_floating_point() and tensor.ndim >= 1 and tensor.numel():
+                receive(layer, tensor)
+
+        return layer.module, side, give
+
+    taps = [tap(layer, "output", on_output) for layer in layers]
+    if on_input is not None:
+        taps += [tap(layer, "input", on_input) for layer in layers if layer.kind == "norm"]
+    with listening(taps):
+        yield
 
 
 @dataclass
@@ -64,14 +91,9 @@ class Pass:
             self.pairs.begin(count)
             theirs = None
             if baseline is not None:
-                kernels = self.baseline_kernels if self.similar else None
-                receivers: list[Receiver] = [self.pairs.on_baseline]
-                theirs = self._forward(
-                    baseline, self.baseline_layers, images[-1], first, self.baseline_statistics, kernels, receivers
-                )
-            receivers = [self.pairs.on_output] if baseline is not None else []
-            kernels = self.kernels if self.similar else None
-            ours = self._forward(model, self.layers, images[0], first, self.statistics, kernels, receivers)
+                sums = self.baseline_statistics, self.baseline_kernels
+                theirs = self._forward(baseline, images[-1], first, *sums, self.pairs.on_baseline)
+            ours = self._forward(model, images[0], first, self.statistics, self.kernels, self.pairs.on_output)
             if ours is not None and theirs is not None and ours.ndim == 2 and ours.shape == theirs.shape:
                 self.agreement.update(ours, theirs)
             if self.similar:
@@ -107,19 +129,19 @@ class Pass:
     def _forward(
         self,
         model: nn.Module,
-        layers: tuple[Layer, ...],
         images: Tensor,
         first: int,
         statistics: StatisticsCollector,
-        kernels: Kernels | None,
-        receivers: list[Receiver],
+        kernels: Kernels,
+        compare: Receiver,
     ) -> Tensor | None:
+        receivers = [compare]
         if self.counting:
             statistics.begin(len(images), first)
-            receivers = [*receivers, statistics.on_output]
-        if kernels is not None:
+            receivers.append(statistics.on_output)
+        if self.similar:
             kernels.begin(len(images))
-            receivers = [*receivers, kernels.on_output]
+            receivers.append(kernels.on_output)
 
         def receive(layer: Layer, x: Tensor) -> None:
             for receiver in receivers:
@@ -127,7 +149,7 @@ class Pass:
 
         images = on(images, *home_of(model))
         # no_grad and not inference_mode: tensors must keep their version, which shows whether one was overwritten.
-        with torch.no_grad(), captured(layers, receive, statistics.on_input if self.counting else None):
+        with torch.no_grad(), captured(statistics.layers, receive, statistics.on_input if self.counting else None):
             return first_tensor(outputs_of(model, images))
 
     def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -172,8 +194,9 @@ class Pass:
             self.within.merge(within)
             self.between.merge(between)
             self.agreement.merge(agreement)
-        for collector in (self.statistics, self.baseline_statistics, self.pairs):
-            collector.gather_()
+        self.statistics.gather_()
+        self.baseline_statistics.gather_()
+        self.pairs.gather_([layer.name for layer in self.layers])
         self._gather_held_()
         return [part[2] for part in found if part[2] is not None]
 
@@ -216,14 +239,13 @@ class Pass:
                 "baseline's by design: the norms and blocks after them show what was lost",
             )
         agreement, kl = self.agreement.compute()
-        pairs = self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine)
         return Comparison(
             baseline=baseline,
             layers=rows,
             baseline_layers=columns,
             cka=cka,
             gram_cosine=gram_cosine,
-            pairs=tuple(replace(pair, rewritten=pair.layer in rewritten) for pair in pairs),
+            pairs=self.pairs.compute(rows, columns, mine, theirs, cka, gram_cosine, rewritten),
             only_model=tuple(name for name in mine if name not in theirs),
             only_baseline=tuple(name for name in theirs if name not in mine),
             samples=self.images,

@@ -71,13 +71,11 @@ def blend_(model: nn.Module, plan: ConversionPlan, original: nn.Module) -> tuple
 
     :raises UsageError: when there is none, or the original is not the one that was converted.
     """
-    names = [d.name for d in plan.decisions if _blends(d)]
-    if not names:
+    decisions = [decision for decision in plan.decisions if _blends(decision)]
+    if not decisions:
         raise UsageError(f"no site of {plan.model} can be blended in: none was converted to a per-sample norm")
     replacements: dict[nn.Module, nn.Module] = {}
-    for decision in plan.decisions:
-        if not _blends(decision):
-            continue
+    for decision in decisions:
         try:
             before = original.get_submodule(decision.name)
             norm = model.get_submodule(decision.name)
@@ -92,7 +90,7 @@ def blend_(model: nn.Module, plan: ConversionPlan, original: nn.Module) -> tuple
         reference: Tensor = norm.weight  # type: ignore[assignment]
         replacements[norm] = Blend(norm, rate.to(reference), centre.to(reference))
     replace_modules_(model, replacements)
-    return tuple(names)
+    return tuple(decision.name for decision in decisions)
 
 
 def _blends(decision: Decision) -> bool:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from normsurgeon._util.progress import Progress
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.curves import Curves, Window
 from normsurgeon.finetuning.loop import Loop, Student
-from normsurgeon.finetuning.record import FinetuneRecord, evaluation_of
+from normsurgeon.finetuning.record import Curves, FinetuneRecord, Window, evaluation_of
 from normsurgeon.finetuning.runstate import RunFolder
-from normsurgeon.finetuning.sharding import restore_, whole_state, whole_weights
 from normsurgeon.finetuning.validator import Validator, better
 from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
@@ -30,6 +29,7 @@ from normsurgeon.models.state_dict import read_file
 from normsurgeon.surgery.convert import Conversion
 
 
+@dataclass(eq=False)
 class CheckpointManager:
     """Validates and saves one run: call ``begin`` first, ``after_update`` after each update, and ``finish`` at the end.
 
@@ -38,37 +38,28 @@ class CheckpointManager:
     identity  what the run is about, in plain types: compared, with the settings, when it is resumed
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        student: Student,
-        plain: nn.Module,
-        given: Conversion,
-        folder: RunFolder | None,
-        validator: Validator | None,
-        stop: Stop,
-        config: FinetuneConfig,
-        identity: dict[str, Any],
-        on_message: Callable[[str], None],
-    ) -> None:
-        self.accelerator, self.student, self.plain, self.given = accelerator, student, plain, given
-        self.folder, self.validator, self.stop, self.config, self.on_message = (
-            folder,
-            validator,
-            stop,
-            config,
-            on_message,
-        )
-        self.identity = {"settings": config.to_dict(), **identity}
-        self.before: Evaluation | None = None
-        self.after: Evaluation | None = None
-        self.latest: Evaluation | None = None
-        self.best: dict[str, Any] | None = None
-        self.best_weights: dict[str, Tensor] | None = None
-        self.earlier = 0.0
+    accelerator: Accelerator
+    student: Student
+    plain: nn.Module
+    given: Conversion
+    folder: RunFolder | None
+    validator: Validator | None
+    stop: Stop
+    config: FinetuneConfig
+    identity: dict[str, Any]
+    on_message: Callable[[str], None]
+    before: Evaluation | None = None
+    after: Evaluation | None = None
+    latest: Evaluation | None = None
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] | None = None
+    earlier: float = 0.0
+    written: int | None = None
+
+    def __post_init__(self) -> None:
+        self.identity = {"settings": self.config.to_dict(), **self.identity}
         self.began = self.saved = time.perf_counter()
-        self.origin = origin_of(plain)
-        self.written: int | None = None
+        self.origin = origin_of(self.plain)
 
     @property
     def kept(self) -> str:
@@ -154,7 +145,7 @@ class CheckpointManager:
         if student.ema is not None:
             state = student.ema.module.state_dict()
         else:
-            state = whole_weights(self.accelerator, student.core, student.model)
+            state = _whole_weights(self.accelerator, student.core, student.model)
         self.plain.load_state_dict(plain_state(state, student.blends), strict=True)
 
     def result(self, path: Path | None = None) -> Conversion:
@@ -181,8 +172,7 @@ class CheckpointManager:
     def _save(self, folder: RunFolder) -> None:
         state = self._state()
         if self.accelerator.is_main_process:
-            folder.write_state(state)
-            folder.write_curves(self.loop.curves)
+            folder.write_state(state, self.loop.curves)
         self.saved, self.written = time.perf_counter(), self.loop.step
         self.accelerator.wait_for_everyone()
 
@@ -192,7 +182,7 @@ class CheckpointManager:
             "asked": self.identity,
             "step": self.loop.step,
             "steps": self.loop.steps,
-            **whole_state(self.accelerator, student.core, student.model, student.optimizer),
+            **_whole_state(self.accelerator, student.core, student.model, student.optimizer),
             "ema": student.ema.module.state_dict() if student.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "micro": self.loop.micro,
@@ -207,7 +197,7 @@ class CheckpointManager:
     def _restore(self, state: dict[str, Any]) -> None:
         student, loop = self.student, self.loop
         loop.step = state["step"]
-        restore_(self.accelerator, student.core, student.model, student.optimizer, state)
+        _restore_(self.accelerator, student.core, student.model, student.optimizer, state)
         if student.ema is not None:
             student.ema.module.load_state_dict(state["ema"], strict=True)
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -254,14 +244,50 @@ class CheckpointManager:
         return self.result(path)
 
 
-def network_shape(model: nn.Module) -> dict[str, Any]:
-    """What distinguishes two networks when a run is resumed: how many numbers they hold."""
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
-
-
 def _agreed(accelerator: Accelerator, *flags: bool) -> list[bool]:
     """Flags that are set where any process set them: all processes do the same after the same update."""
     if accelerator.num_processes == 1:
         return list(flags)
     numbers = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
     return [value > 0 for value in accelerator.reduce(numbers, "sum").tolist()]
+
+
+# Weights and optimizer of a network, whole, whether or not FSDP has spread them over processes.
+
+
+def _sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP has spread the weights."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def _whole_weights(accelerator: Accelerator, core: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict; under FSDP every process takes part and gets all of it."""
+    if not _sharded(accelerator):
+        return core.state_dict()
+    options = StateDictOptions(full_state_dict=True)
+    return get_state_dict(model, (), options=options)[0]  # type: ignore[return-value]
+
+
+def _whole_state(accelerator: Accelerator, core: nn.Module, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """The network's and the optimizer's state dicts, as ``model`` and ``optimizer``."""
+    if not _sharded(accelerator):
+        return {"model": core.state_dict(), "optimizer": optimizer.state_dict()}
+    weights, moments = get_state_dict(model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True))
+    return {"model": weights, "optimizer": moments}
+
+
+def _restore_(
+    accelerator: Accelerator, core: nn.Module, model: nn.Module, optimizer: Any, state: dict[str, Any]
+) -> None:
+    """Put what ``_whole_state`` gave back, in place."""
+    if not _sharded(accelerator):
+        core.load_state_dict(state["model"], strict=True)
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    set_state_dict(
+        model,
+        optimizer.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True),
+    )

@@ -24,7 +24,7 @@ from normsurgeon.distributed import Shard
 from normsurgeon.errors import TrainingError, TrainingStopped, UsageError
 from normsurgeon.finetuning import checking
 from normsurgeon.finetuning.blending import blend_
-from normsurgeon.finetuning.checkpointing import CheckpointManager, network_shape
+from normsurgeon.finetuning.checkpointing import CheckpointManager
 from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.finetuning.launching import launch, on_device
 from normsurgeon.finetuning.loop import Loop, Student
@@ -38,7 +38,7 @@ from normsurgeon.finetuning.trainable import (
     make_scheduler,
     set_drops_,
 )
-from normsurgeon.finetuning.validator import Validator
+from normsurgeon.finetuning.validator import validator_on
 from normsurgeon.finetuning.watching import stopped_by_signals
 from normsurgeon.inference.heads import reset_head_
 from normsurgeon.inference.run import eval_mode, head_classes, placed
@@ -204,9 +204,10 @@ def finetune(
             stack.enter_context(eval_mode(teacher))
         validator = None
         if held_out is not None:
-            validator = Validator(held_out, teacher, accelerator.device, min(64, config.batch_size), workers)
+            validator = validator_on(held_out, teacher, accelerator.device, min(64, config.batch_size), workers)
         stop = stack.enter_context(stopped_by_signals())
-        identity = {"data": {"name": feed.name, "images": feed.images}, "network": network_shape(plain)}
+        size = sum(parameter.numel() for parameter in plain.parameters())
+        identity = {"data": {"name": feed.name, "images": feed.images}, "network": {"parameters": size}}
         manager = CheckpointManager(
             accelerator, student, plain, given, folder, validator, stop, config, identity, message
         )

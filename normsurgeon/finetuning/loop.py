@@ -24,7 +24,7 @@ from normsurgeon.errors import DivergedError, TrainingError
 from normsurgeon.finetuning.blending import set_shares_
 from normsurgeon.finetuning.checking import Weights, check_label
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.curves import MAX_ROWS, Curves, Window
+from normsurgeon.finetuning.record import MAX_ROWS, Curves, Window
 from normsurgeon.finetuning.singles import ONE_VALUE, larger_batch, one_value
 from normsurgeon.finetuning.watching import FirstUpdates, where_nonfinite
 from normsurgeon.inference import objectives
@@ -62,6 +62,7 @@ class Student:
             self.core.get_submodule(name).training = False  # it alone: a fused drop goes on dropping
 
 
+@dataclass(eq=False)
 class Loop:
     """Trains a student from ``step`` to ``steps``.
 
@@ -69,32 +70,27 @@ class Loop:
     on_progress   called after each update
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        student: Student,
-        teacher: nn.Module | None,
-        feed: Feed,
-        config: FinetuneConfig,
-        weights: Weights,
-        steps: int,
-        on_message: Callable[[str], None],
-        on_progress: OnProgress | None,
-        after_update: Callable[[bool], None],
-    ) -> None:
-        self.accelerator, self.student, self.teacher, self.feed = accelerator, student, teacher, feed
-        self.config, self.weights, self.steps = config, weights, steps
-        self.on_message, self.on_progress, self.after_update = on_message, on_progress, after_update
+    accelerator: Accelerator
+    student: Student
+    teacher: nn.Module | None
+    feed: Feed
+    config: FinetuneConfig
+    weights: Weights
+    steps: int
+    on_message: Callable[[str], None]
+    on_progress: OnProgress | None
+    after_update: Callable[[bool], None]
+
+    def __post_init__(self) -> None:
+        feed, student, config = self.feed, self.student, self.config
         self.step = 0
-        self.curves = Curves()
-        self.window = Window()
+        self.curves, self.window = Curves(), Window()
         self.parameters = list(student.model.parameters())
         _, self.dtype = home_of(student.core)
         self.first_updates = FirstUpdates(feed.batch_size)
         self.skipped: set[str] = set()
-        share = feed.batch_size // feed.shard.world
-        self.micro = -(-share // config.grad_accum)
-        self.every = max(1, steps // MAX_ROWS)
+        self.micro = -(-(feed.batch_size // feed.shard.world) // config.grad_accum)
+        self.every = max(1, self.steps // MAX_ROWS)
         self.mixup = None
         if config.mixup or config.cutmix:
             self.mixup = Mixup(

@@ -16,7 +16,7 @@ import torch
 from normsurgeon._util.files import write_atomically, write_text
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.finetuning.config import differences
-from normsurgeon.finetuning.curves import Curves
+from normsurgeon.finetuning.record import Curves
 from normsurgeon.models.checkpoint import save
 from normsurgeon.surgery.convert import Conversion
 
@@ -28,6 +28,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.state = path / "state.pt"
+        self.best, self.last = path / "best.safetensors", path / "last.safetensors"
 
     def make(self) -> None:
         """Make the folder, if it is not there.
@@ -39,53 +41,17 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"cannot make the folder {self.path}: {error.strerror or error}") from error
 
-    @property
-    def state_file(self) -> Path:
-        """Where the state is."""
-        return self.path / "state.pt"
-
-    @property
-    def best(self) -> Path:
-        """Where the best network is."""
-        return self.path / "best.safetensors"
-
-    @property
-    def last(self) -> Path:
-        """Where the last network is."""
-        return self.path / "last.safetensors"
-
-    def write_state(self, state: dict[str, Any]) -> None:
-        """Write the state; what stood there remains until the new one is complete.
+    def write_state(self, state: dict[str, Any], curves: Curves) -> None:
+        """Write the state and the curves; what stood there remains until the new file is complete.
 
         :raises CheckpointError: when it cannot be written.
         """
-        write_atomically(self.state_file, lambda temporary: torch.save({**state, "format": FORMAT}, temporary))
-
-    def write_curves(self, curves: Curves) -> None:
-        """Write the curves."""
+        write_atomically(self.state, lambda temporary: torch.save({**state, "format": FORMAT}, temporary))
         write_text(self.path / "history.json", curves.to_json())
 
     def write_network(self, result: Conversion, path: Path) -> None:
         """Write a network as ``normsurgeon.save`` does, without its messages."""
         save(result, path, on_message=lambda text: None)
-
-    def read_state(self) -> dict[str, Any] | None:
-        """The state, or None where there is none yet.
-
-        :raises CheckpointError: a file that cannot be read.
-        """
-        if not self.state_file.exists():
-            return None
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive raises nearly anything
-            raise CheckpointError(
-                f"{self.state_file} cannot be read ({type(error).__name__}); try another folder, or move the file away "
-                "and start again"
-            ) from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise CheckpointError(f"{self.state_file} is no state of a run that this version of normsurgeon reads")
-        return state
 
     def state_for(self, resume: bool, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """The state to go on from, or None to begin.
@@ -93,18 +59,26 @@ class RunFolder:
         wanted  ``settings``, ``data`` and ``network`` of this run, each of plain types
 
         :raises UsageError: if there is a run already and ``resume`` is not set, or its settings have changed.
+        :raises CheckpointError: a file that cannot be read.
         """
-        state = self.read_state()
-        if state is None:
+        if not self.state.exists():
             return None
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive raises nearly anything
+            raise CheckpointError(
+                f"{self.state} cannot be read ({type(error).__name__}); try another folder, or move the file away "
+                "and start again"
+            ) from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise CheckpointError(f"{self.state} is no state of a run that this version of normsurgeon reads")
         if not resume:
             raise UsageError(
                 f"{self.path} holds a run already ({state['step']} of {state['steps']} updates done); "
                 "go on with resume=True (--resume), or choose another folder"
             )
-        changed = differences(state["asked"]["settings"], wanted["settings"])
-        for name in ("data", "network"):
-            changed += differences(state["asked"][name], wanted[name])
+        parts = ("settings", "data", "network")
+        changed = [text for part in parts for text in differences(state["asked"][part], wanted[part])]
         if changed:
             raise UsageError(
                 f"the run in {self.path} was started with other settings: {', '.join(changed)}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from normsurgeon.calls import Call
 from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.inference.run import classifier_logits
+
+Validator = Callable[[nn.Module], Evaluation]
 
 
 class CachedTeacher(nn.Module):
@@ -37,34 +40,19 @@ class CachedTeacher(nn.Module):
         self.complete, self.place = bool(self.logits), 0
 
 
-class Validator:
-    """Evaluates on validation data; several processes share it, and each of them must call it."""
+def validator_on(
+    data: Any, teacher: nn.Module | None, device: torch.device, batch_size: int, workers: int
+) -> Validator:
+    """Evaluation on validation data; several processes share it, and each of them must call it."""
+    cached = CachedTeacher(teacher) if teacher is not None else None
 
-    def __init__(
-        self,
-        data: Any,
-        teacher: nn.Module | None,
-        device: torch.device,
-        batch_size: int,
-        workers: int,
-    ) -> None:
-        self.data = data
-        self.teacher = CachedTeacher(teacher) if teacher is not None else None
-        self.device, self.batch_size, self.workers = device, batch_size, workers
-
-    def __call__(self, model: nn.Module) -> Evaluation:
-        """How well the model does."""
-        found = evaluate(
-            model,
-            self.data,
-            baseline=self.teacher,
-            batch_size=self.batch_size,
-            device=self.device,
-            workers=self.workers,
-        )
-        if self.teacher is not None:
-            self.teacher.rewind()
+    def validate(model: nn.Module) -> Evaluation:
+        found = evaluate(model, data, baseline=cached, batch_size=batch_size, device=device, workers=workers)
+        if cached is not None:
+            cached.rewind()
         return found
+
+    return validate
 
 
 def better(now: Evaluation, best: dict[str, Any] | None) -> bool:

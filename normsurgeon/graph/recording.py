@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ class _Recorder(TorchDispatchMode):
         if name in _VALUES_TO_PYTHON:
             self._note_branch()
         output = func(*args, **kwargs)
-        given = [t for t in itertools.chain(args, kwargs.values()) for t in _flat(t)]
+        given = list(tensors_in((args, kwargs), into_objects=False))
         label = self._label(func)
         if name not in _VALUE_FREE:
             for tensor in given:
@@ -182,7 +183,7 @@ class _Recorder(TorchDispatchMode):
             for tensor in given:
                 self.value(tensor).readers.append((label, None, made if move is not None else None))
         in_place = {id(tensor) for tensor in given}
-        for tensor in _flat(output):
+        for tensor in tensors_in(output, into_objects=False):
             if id(tensor) in in_place:  # from here on it is another value
                 self._add(tensor, Value(label, tuple(tensor.shape)))
             elif id(tensor) not in self.values:
@@ -236,35 +237,34 @@ class _Recorder(TorchDispatchMode):
 
     @contextmanager
     def layers(self) -> Iterator[None]:
-        """While inside, each layer's ``forward`` is one step of the record."""
-        handles, patched = [], []
+        """While inside, each layer's ``forward`` is one step of the record, and each other module's a place in it."""
+        patched = []
         try:
             for name, module in self.model.named_modules():
-                if is_layer(module) or isinstance(module, nn.RNNBase):
+                if not isinstance(module, torch.jit.ScriptModule):
+                    whole = is_layer(module) or isinstance(module, nn.RNNBase)
                     patched.append((module, module.__dict__.get("forward")))
-                    module.forward = self._as_a_whole(name, module, module.forward)
-                elif not isinstance(module, torch.jit.ScriptModule):
-                    handles.append(module.register_forward_pre_hook(self._enter(name)))
-                    handles.append(module.register_forward_hook(self._leave, always_call=True))
+                    module.forward = (self._as_a_whole if whole else self._around)(name, module, module.forward)
             yield
         finally:
-            for handle in handles:
-                handle.remove()
             for module, before in patched:
                 module.__dict__.pop("forward", None)
                 if before is not None:
                     module.forward = before
 
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def _around(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
             self.stack.append((name, module))
-            self._note_hook(name, inputs)
+            self._note_hook(name, args)
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self.stack.pop()
+            self._note_hook(name, output)
+            return output
 
-        return hook
-
-    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        name, _ = self.stack.pop()
-        self._note_hook(name, output)
+        return run
 
     def _note_hook(self, name: str, tensors: Any) -> None:
         if name in self.hooked:
@@ -275,8 +275,7 @@ class _Recorder(TorchDispatchMode):
         on_meta = self.deadline is not None
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            given = [*args, *kwargs.values()]
-            tensors = [t for each in given for t in _flat(each)]
+            tensors = list(tensors_in((args, kwargs), into_objects=False))
             known = [self.value(tensor) for tensor in tensors]
             first = known[0] if known else None
             call = LayerCall(name, first, tuple(tensors[0].shape) if tensors else None)
@@ -292,7 +291,7 @@ class _Recorder(TorchDispatchMode):
             hook = self.hooked.get(name)
             for value in known if hook is not None else ():
                 value.readers.append((hook, None, None))  # type: ignore[arg-type]
-            for tensor in _flat(output):
+            for tensor in tensors_in(output, into_objects=False):
                 whole = is_layer(module) and not any(tensor is each for each in tensors)  # not in place
                 label = name if is_layer(module) else f"{type(module).__name__} ({name})"
                 made = self._add(tensor, Value(label, tuple(tensor.shape), name if whole else None))
@@ -309,16 +308,6 @@ class _Recorder(TorchDispatchMode):
 def is_layer(module: nn.Module) -> bool:
     """Whether a record takes the module as a whole: convolutions, linear layers and batch norms."""
     return isinstance(module, (_ConvNd, nn.Linear)) or is_batch_norm(module)
-
-
-def _flat(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _flat(each)
-    elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
 
 
 def _storage(tensor: Tensor) -> int | None:

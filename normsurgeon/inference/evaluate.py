@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from normsurgeon._util.plain import plain
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.data.labels import check_labels
 from normsurgeon.distributed import gather, own_device, own_shard, together
@@ -53,8 +54,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, which knows no nan: that becomes None."""
-        values = {**asdict(self), "skipped_files": list(self.skipped_files)}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
 
 def evaluate(

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,14 +19,15 @@ TINY = 1e-12
 def cross_entropy(logits_NK: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """``-mean log p(target)`` in nats; targets are class numbers (N,), or mixed probabilities (N, K).
 
-    With smoothing e (Szegedy et al., arXiv:1512.00567) the target is ``(1 - e) * one hot + e / K``. timm's losses.
+    With smoothing e (Szegedy et al., arXiv:1512.00567) a class number stands for ``(1 - e) * one hot + e / K``.
 
     >>> round(cross_entropy(torch.zeros(2, 10), torch.tensor([3, 4])).item(), 4)
     2.3026
     """
+    logits_NK = wide(logits_NK)
     if targets.ndim == 2:
-        return SoftTargetCrossEntropy()(wide(logits_NK), targets)
-    return LabelSmoothingCrossEntropy(smoothing)(wide(logits_NK), targets)
+        return F.cross_entropy(logits_NK, targets.to(logits_NK.dtype))
+    return F.cross_entropy(logits_NK, targets, label_smoothing=smoothing)
 
 
 def distillation(logits_NK: Tensor, teacher_NK: Tensor, temperature: float = 1.0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,14 +20,6 @@ CHUNK = 32
 
 class _BlockDoneError(Exception):
     """Leaves a forward pass after the block; never seen outside this file."""
-
-
-@dataclass(frozen=True)
-class BlockData:
-    """A block's inputs, its only tensor argument (N, …), and its outputs (N, …), over all images."""
-
-    inputs: Tensor
-    outputs: Tensor
 
 
 def fit_block(
@@ -53,19 +44,20 @@ def fit_block(
     parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
     if theirs is None or ours is None or wanted is None or given is None or not parameters:
         return 0
+    (inputs, _), (their_inputs, outputs) = ours, theirs
     generator = torch.Generator().manual_seed(seed)
-    best, kept = error_of(block, given.inputs, wanted.outputs), copy.deepcopy(block.state_dict())
+    best, kept = error_of(block, given[0], wanted[1]), copy.deepcopy(block.state_dict())
 
     def loss_of(update: int) -> Tensor:
         chosen = torch.randperm(len(images), generator=generator)[: config.batch_size]
-        share = torch.rand(len(chosen), *[1] * (ours.inputs.ndim - 1), generator=generator).to(ours.inputs)
+        share = torch.rand(len(chosen), *[1] * (inputs.ndim - 1), generator=generator).to(inputs)
         share = share.clamp(min=0.5)  # mostly what the converted prefix gives, since that is what it will get
-        x = share * ours.inputs[chosen] + (1 - share) * theirs.inputs[chosen]
-        return feature_matching([_called(block, x)], [theirs.outputs[chosen]])
+        x = share * inputs[chosen] + (1 - share) * their_inputs[chosen]
+        return feature_matching([_called(block, x)], [outputs[chosen]])
 
     def improved(updates: int) -> bool:
         nonlocal best, kept
-        error = error_of(block, given.inputs, wanted.outputs)
+        error = error_of(block, given[0], wanted[1])
         if error >= best:
             return False
         best, kept = error, copy.deepcopy(block.state_dict())
@@ -86,13 +78,14 @@ def fit_block(
 
 
 @torch.no_grad()
-def read_block(model: nn.Module, name: str, images: Tensor) -> BlockData | None:
-    """Run images up to and through one block; None if it takes other than one tensor, or is not reached.
+def read_block(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A block's inputs, its only tensor argument (N, …), and its outputs (N, …), over all images.
+
+    None for a block that takes other than one tensor, or is not reached.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
-    >>> data = read_block(net, "1", torch.ones(5, 1, 2, 2))
-    >>> tuple(data.inputs.shape), tuple(data.outputs.shape)
-    ((5, 4), (5, 3))
+    >>> [tuple(each.shape) for each in read_block(net, "1", torch.ones(5, 1, 2, 2))]
+    [(5, 4), (5, 3)]
     """
     device, dtype = home_of(model)
     inputs: list[Tensor] = []
@@ -119,7 +112,7 @@ def read_block(model: nn.Module, name: str, images: Tensor) -> BlockData | None:
             return None  # never called
     if not len(inputs) == len(outputs) == len(parts):
         return None
-    return BlockData(torch.cat(inputs), torch.cat(outputs))
+    return torch.cat(inputs), torch.cat(outputs)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.splitting import open_split
 from normsurgeon.distributed import own_device, own_shard, together
@@ -19,7 +20,7 @@ from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import add_record_
-from normsurgeon.recovery.matching import match_in_order_, shared_images, wanted_moments
+from normsurgeon.recovery.matching import held_images, match_in_order_, wanted_moments
 from normsurgeon.recovery.observing import MAX_KEPT_IMAGES
 from normsurgeon.recovery.pairs import norm_pairs, on_a_copy, originals_of
 from normsurgeon.recovery.rebalancing import rebalance_
@@ -117,8 +118,7 @@ def calibrate_(
     >>> record.sites, record.forward_passes, result.history
     (15, 3, [])
     """
-    if matched_images < 1:
-        raise UsageError(f"matched_images={matched_images} must be at least 1")
+    check_at_least(1, matched_images=matched_images)
     result = Conversion.of(result)
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
@@ -143,7 +143,7 @@ def calibrate_(
             images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
         views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
-        held, matched = shared_images(views)
+        held, matched = held_images(views)
         count = counter("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)
         errors = match_in_order_(model, pairs, wanted, held[0] if held else None, count)
@@ -167,16 +167,14 @@ calibrate = on_a_copy(calibrate_)
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
     """A model's parameters and eps as they were, if what is inside fails or is interrupted."""
-    values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    eps = {
-        name: module.eps for name, module in model.named_modules() if isinstance(getattr(module, "eps", None), float)
-    }
+    values = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    eps = [(module, module.eps) for module in model.modules() if isinstance(getattr(module, "eps", None), float)]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(values[name])
-        for name, value in eps.items():
-            model.get_submodule(name).eps = value
+            for parameter, value in values:
+                parameter.copy_(value)
+        for module, own in eps:
+            module.eps = own
         raise

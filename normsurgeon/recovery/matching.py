@@ -16,7 +16,7 @@ from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.layers import per_channel
-from normsurgeon.recovery.observing import Site, no_images, run
+from normsurgeon.recovery.observing import Site, no_images, observe, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
 
 END = ""
@@ -29,29 +29,18 @@ QUIET = 1e-4
 """A channel whose variance is below this share of its layer's average is only shifted: its scale is noise."""
 
 
-def held_images(views: Views) -> tuple[Tensor, ...]:
-    """All images of the views at once, as one batch for each pre-processing.
+def held_images(views: Views) -> tuple[tuple[Tensor, ...] | None, int]:
+    """All of this process's images at once, as one batch for each pre-processing; and how many all processes have.
 
-    :raises DataError: no images.
+    None where there are fewer images than processes.
+
+    :raises DataError: no images, in any of the processes.
     """
-    found = _held(views)
-    if found is None:
-        raise no_images(views, [views.failure()])
-    return found
-
-
-def _held(views: Views) -> tuple[Tensor, ...] | None:
     batches = [images for images, _ in views if len(images[0])]
-    return tuple(joined(parts) for parts in zip(*batches, strict=True)) if batches else None
-
-
-def shared_images(views: Views) -> tuple[tuple[Tensor, ...] | None, int]:
-    """This process's images, None where there are fewer than processes, and how many all of them have."""
-    held = _held(views)
-    found = gather((len(held[0]) if held else 0, views.failure()))
-    images = sum(number for number, _ in found)
+    held = tuple(joined(parts) for parts in zip(*batches, strict=True)) if batches else None
+    images = sum(gather(len(held[0]) if held else 0))
     if not images:
-        raise no_images(views, [failure for _, failure in found])
+        raise no_images(views)
     return held, images
 
 
@@ -60,27 +49,14 @@ def wanted_moments(
 ) -> dict[str, Moments]:
     """The moments of what the original's batch norms give, which in eval mode are a fixed affine map of their input."""
     sites = [Site(pair.name, pair.batch_norm, "input") for pair in pairs]
-    if images is not None:
-        with torch.inference_mode(), listening([(site.module, site.where, _counted(site, count)) for site in sites]):
-            run(reference, images)
+    observe(reference, sites, [] if images is None else [(0, images)])
+    count(len(pairs))
     found = {}
-    for pair, site, *tables in zip(pairs, sites, *gather([site.table for site in sites]), strict=True):
-        site.table = moments.empty(0)
-        for table in tables:
-            site.merge(table, [])
+    for pair, site in zip(pairs, sites, strict=True):
         if len(site.table):
-            reading = batchnorm.read(pair.batch_norm)
-            fixed = reading.fixed
+            fixed = batchnorm.read(pair.batch_norm).fixed
             found[pair.name] = Affine(fixed.scale.cpu(), fixed.shift.cpu()).after(site.moments)
     return found
-
-
-def _counted(site: Site, count: Callable[[int], None]) -> Callable[[Tensor], None]:
-    def receive(x: Tensor) -> None:
-        site.receive(x, 0, 1)
-        count(1)
-
-    return receive
 
 
 def match_in_order_(

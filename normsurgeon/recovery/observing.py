@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,21 +78,16 @@ class Site:
 def observe(
     model: nn.Module,
     sites: Sequence[Site],
-    views: Views,
-    view: int = 0,
-    count: Callable[[int], None] | None = None,
+    batches: Iterable[tuple[int, Tensor | Call]],
+    count: Callable[[int], None] = lambda images: None,
 ) -> int:
-    """One forward pass over all images; the sites' sums start at zero. Returns the number of images.
+    """One forward pass over this process's batches, each with the number of its first image among all processes'.
 
-    The answer does not depend on the batch size, nor on how many processes share the images, up to rounding.
-
-    :raises DataError: no images, in any of the processes.
+    The new sites then hold the sums over all processes. Returns the number of all images. The answer does not depend on
+    the batch size, nor on how many processes share the images, up to rounding.
     """
-    for site in sites:
-        site.table, site.means = moments.empty(0), []
     images, end, stride = 0, 0, 1
-    for first, (batch, _) in views.numbered():
-        x = batch[view if view < len(batch) else 0]
+    for first, x in batches:
         end = first + len(x)
         stride = _thinned(sites, stride, end)
 
@@ -102,18 +97,14 @@ def observe(
         with torch.inference_mode(), listening([(site.module, site.where, receiver(site)) for site in sites]):
             run(model, x)
         images += len(x)
-        if count is not None:
-            count(len(x))
-    found = gather((images, end, views.failure(), [(site.table, site.means) for site in sites]))
-    images = sum(count for count, *_ in found)
-    if not images:
-        raise no_images(views, [failure for _, _, failure, _ in found])
+        count(len(x))
+    found = gather((images, end, [(site.table, site.means) for site in sites]))
     for site, *parts in zip(sites, *(sums for *_, sums in found), strict=True):
         site.table, site.means = moments.empty(0), []
         for table, means in parts:
             site.merge(table, means)
-    _thinned(sites, 1, max(end for _, end, *_ in found))
-    return images
+    _thinned(sites, 1, max(end for _, end, _ in found))
+    return sum(number for number, *_ in found)
 
 
 def _thinned(sites: Sequence[Site], stride: int, images: int) -> int:
@@ -127,9 +118,9 @@ def _thinned(sites: Sequence[Site], stride: int, images: int) -> int:
     return stride
 
 
-def no_images(views: Views, failures: Sequence[DataError | None]) -> DataError:
-    """What to raise where no process found an image: what one of them found wrong with its own, if anything."""
-    known = [failure for failure in failures if failure is not None]
+def no_images(views: Views) -> DataError:
+    """What all processes raise where none found an image: what one of them found wrong with its own, if anything."""
+    known = [failure for failure in gather(views.failure()) if failure is not None]
     return known[0] if known else DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
 
 

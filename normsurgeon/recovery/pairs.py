@@ -38,14 +38,12 @@ class NormPair:
     softening: float | None
 
 
-def originals_of(result: Conversion | nn.Module, original: nn.Module | None) -> tuple[nn.Module, nn.Module]:
+def originals_of(result: Conversion, original: nn.Module | None) -> tuple[nn.Module, nn.Module]:
     """The converted network and the one to follow.
 
     :raises UsageError: when there is none to follow, or the two are one.
     """
-    model = result.model if isinstance(result, Conversion) else result
-    if original is None and isinstance(result, Conversion):
-        original = result.original
+    model, original = result.model, result.original if original is None else original
     if original is None:
         raise UsageError(
             f"there is no original of {name_of(model)} to follow (it was converted in place, or loaded from a file); "
@@ -56,13 +54,12 @@ def originals_of(result: Conversion | nn.Module, original: nn.Module | None) -> 
     return model, original
 
 
-def norm_pairs(result: Conversion | nn.Module, original: nn.Module) -> tuple[NormPair, ...]:
+def norm_pairs(result: Conversion, original: nn.Module) -> tuple[NormPair, ...]:
     """The sites whose norm is not exact, in the order in which data reaches them.
 
     :raises UsageError: a model that carries no plan, or an original of another architecture.
     """
-    model = result.model if isinstance(result, Conversion) else result
-    plans = plans_of(result)
+    model, plans = result.model, plans_of(result)
     if not plans:
         raise UsageError(
             f"{name_of(model)} is no conversion: no plan shows which of its norms stand in for a BatchNorm; "
@@ -112,9 +109,9 @@ def on_a_copy(in_place: Callable[P, Conversion]) -> Callable[P, Conversion]:
     @wraps(in_place)
     def twin(*args: P.args, **kwargs: P.kwargs) -> Conversion:
         given = signature(in_place).bind(*args, **kwargs)
-        result, original = given.arguments["result"], given.arguments.get("original")
-        originals_of(result, original)  # raises for a network that is its own original: its copy would not be
-        given.arguments["result"] = Conversion.of(result).copy()
+        result = Conversion.of(given.arguments["result"])
+        originals_of(result, given.arguments.get("original"))  # raises for its own original, which a copy is not
+        given.arguments["result"] = result.copy()
         return in_place(*given.args, **given.kwargs)
 
     twin.__name__ = twin.__qualname__ = in_place.__name__.removesuffix("_")

@@ -15,7 +15,7 @@ from normsurgeon.inference.views import Views
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import Target, find_target
-from normsurgeon.recovery.observing import Site, observe
+from normsurgeon.recovery.observing import Site, no_images, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance
@@ -25,16 +25,20 @@ MIN_IMAGES = 32
 
 
 def rebalance_(
-    reference: nn.Module, pairs: Sequence[NormPair], views: Views, count: Callable[[int], None] | None = None
+    reference: nn.Module, pairs: Sequence[NormPair], views: Views, count: Callable[[int], None]
 ) -> tuple[int, int]:
     """Choose new signs and weights for each folded site, in place; returns the number of images and of sites.
 
     One forward pass of the original over the images; with fewer than ``MIN_IMAGES`` nothing is changed. The fixed
     affine that each norm stands in for stays the same.
+
+    :raises DataError: no images, in any of the processes.
     """
     folded = [pair for pair in pairs if pair.producer is not None and pair.old_producer is not None]
     sites = [Site(pair.name, pair.batch_norm, "input", keep_means=True) for pair in folded]
-    images = observe(reference, sites, views, 1, count)
+    images = observe(reference, sites, ((first, batch[-1]) for first, (batch, _) in views.numbered()), count)
+    if not images:
+        raise no_images(views)
     if images < MIN_IMAGES:
         return images, 0
     balanced = 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normsurgeon._util.plain import plain
 from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.augmentation import Augmentation
 from normsurgeon.data.batches import unpacked
@@ -20,6 +21,7 @@ from normsurgeon.data.seeding import own_random_state
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.data.splitting import open_split, split_numbers, split_source
 from normsurgeon.data.transforms import DataConfig
+from normsurgeon.distributed import alone
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, name_of, placed
 from normsurgeon.inference.taps import shared_blocks
@@ -72,11 +74,7 @@ class ReconstructionRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
-        values = asdict(self)
-        for key in ("kl_before", "kl"):
-            values[key] = values[key] if math.isfinite(values[key]) else None
-        curve = [[step, kl if math.isfinite(kl) else None] for step, kl in self.curve]
-        return {"event": "reconstruct", **values, "curve": curve}
+        return {"event": "reconstruct", **plain(asdict(self))}
 
 
 def reconstruct_(
@@ -152,6 +150,7 @@ def reconstruct_(
             stack.enter_context(placed(each, device))
         stack.enter_context(eval_mode(model, reference))
         stack.enter_context(own_random_state())
+        stack.enter_context(alone())
         stack.enter_context(undone_on_error(model))
         stack.enter_context(_gradients_put_back(model))
         if not isinstance(data, ImageSource):
@@ -161,7 +160,8 @@ def reconstruct_(
         augmentation = Augmentation(scale=(config.scale, 1.0))
         feed = make_feed(fit, shape, augmentation, config.batch_size, config.seed, workers=workers)
         blocks = shared_blocks(model, reference, plans_of(result), shape, required=False)
-        held = held_images(open_views(judge, [model, reference], classifiers=True))
+        held, _ = held_images(open_views(judge, [model, reference], classifiers=True))
+        assert held is not None
         fitting = Fitting(model, reference, blocks, config, feed, held, on_progress)
         fitting.run()
     record = ReconstructionRecord(

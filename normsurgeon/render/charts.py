@@ -15,7 +15,7 @@ from typing import Any
 from plotly import graph_objects as go
 
 from normsurgeon.render.document import Matrix, Number
-from normsurgeon.render.formatting import short_name, significant
+from normsurgeon.render.formatting import plus_minus, short_name
 
 TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777d87", "#cc5555")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
@@ -134,9 +134,9 @@ def lines(
     if at:
         figure.update_xaxes(tickmode="array", tickvals=[place for place, _ in at], ticktext=[label(t) for _, t in at])
     if log_x:
-        figure.update_xaxes(type="log") if at else figure.update_xaxes(log_axis(places))
+        figure.update_xaxes(_log_axis(places))
     if log_y and any(v > 0 for v in values):
-        figure.update_yaxes(log_axis(values))
+        figure.update_yaxes(_log_axis(values))
     elif percent:
         figure.update_yaxes(tickformat=".0%", rangemode="tozero" if band else "normal")
     if values and not band and not log_y:
@@ -144,10 +144,8 @@ def lines(
     return figure
 
 
-def heat(
-    rows: Sequence[str], columns: Sequence[str], values: Matrix, *, low: float = 0.0, high: float = 1.0
-) -> go.Figure:
-    """A matrix as colours, the first row at the top."""
+def heat(rows: Sequence[str], columns: Sequence[str], values: Matrix, *, low: float = 0.0) -> go.Figure:
+    """A matrix as colours from ``low`` to 1, the first row at the top."""
     import numpy as np
 
     cells = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=np.float32)
@@ -156,7 +154,7 @@ def heat(
     names = [["\u200b" + label(name) for name in axis] for axis in (columns, rows)]
     figure = _figure(480, showlegend=False)
     figure.add_heatmap(
-        x=names[0], y=names[1], z=cells, zmin=low, zmax=high, colorscale="Viridis", hoverongaps=False, xgap=gap,
+        x=names[0], y=names[1], z=cells, zmin=low, zmax=1, colorscale="Viridis", hoverongaps=False, xgap=gap,
         ygap=gap, hovertemplate="%{y}<br>%{x}<br><b>%{z:.3f}</b><extra></extra>",
         colorbar={"orientation": "h", "thickness": 8, "len": 0.5, "x": 0.5, "xanchor": "center", "yref": "container",
                   "y": 0, "yanchor": "bottom", "outlinewidth": 0, "nticks": 4, "ypad": 6, "xpad": 0},
@@ -183,6 +181,7 @@ def bars(
     places = list(range(len(entries)))
     figure = _figure(len(entries) * 21 + 90, showlegend=len(keys) > 1, barmode="overlay")
     tones = tones or [0] * len(entries)
+    hover = [label(f"{name}\n{plus_minus(value, error)} {unit}") for name, value, error in entries]
     for tone, meaning in keys or [(tone, "") for tone in dict.fromkeys(tones)]:
         chosen = [i for i in places if tones[i] == tone]
         figure.add_bar(
@@ -190,7 +189,7 @@ def bars(
             marker={"color": TONES[tone % len(TONES)], "line": {"width": 0}},
             error_x={"type": "data", "array": [entries[i][2] or 0 for i in chosen], "color": _GREY, "thickness": 1.2,
                      "width": 3, "visible": any(entries[i][2] is not None for i in chosen)},
-            text=[label(_score(*entries[i], unit)) for i in chosen], textposition="none",
+            text=[hover[i] for i in chosen], textposition="none",
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title_text=label(unit) or None, exponentformat="power", nticks=6)
@@ -260,18 +259,11 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
     return [(i, names[i]) for i in range(0, len(names), step)]
 
 
-def log_axis(values: Sequence[Number]) -> dict[str, Any]:
-    """A logarithmic axis: 1, 2, 5 within a few decades, whole decades beyond."""
-    logs = [math.log10(v) for v in values if v is not None and v > 0]
-    low, high = min(logs), max(logs)
-    steps = (1, 1.5, 2, 3, 4, 5, 7) if high - low < 0.8 else (1, 2, 5) if high - low < 2.5 else (1,)
-    every = 2 if high - low > 7 else 1
-    pad = max(0.05, 0.06 * (high - low))
-    places = [m * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 2, every) for m in steps]
-    places = [v for v in places if low - pad <= math.log10(v) <= high + pad]
-    names = [f"{v:.4g}" if 1e-3 <= v < 1e4 else f"{_mantissa(v)}10<sup>{_exponent(v)}</sup>" for v in places]
-    return {"type": "log", "tickmode": "array", "tickvals": places, "ticktext": names,
-            "range": [low - pad, high + pad]}  # fmt: skip
+def _log_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Plotly's, but for ticks at 1, 2 and 5 where it would crowd them, and 0.02 where it would write 2."""
+    known = [v for v in values if v > 0]
+    crowded = 8 < max(known) / min(known) < 300
+    return {"type": "log", "tickformat": "~g", "dtick": "D2" if crowded else None}
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
@@ -325,19 +317,6 @@ def _shifted(values: Sequence[Number], shift: float, log: bool) -> list[Number]:
     return [None if v is None else v + 0.008 * shift * (high - low) for v in values]
 
 
-def _faded(tone: int, share: float = 0.15) -> str:
+def _faded(tone: int) -> str:
     red, green, blue = (int(TONES[tone % len(TONES)][i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{share})"
-
-
-def _score(name: str, value: float, error: Number, unit: str) -> str:
-    return f"{name}\n{significant(value)}" + (f" ± {significant(error)}" if error is not None else "") + f" {unit}"
-
-
-def _mantissa(value: float) -> str:
-    digit = f"{value:.0e}".split("e")[0]
-    return "" if digit == "1" else f"{digit}·"
-
-
-def _exponent(value: float) -> str:
-    return str(math.floor(math.log10(value) + 1e-9)).replace("-", "−")
+    return f"rgba({red},{green},{blue},0.15)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -193,7 +193,3 @@ class Document:
     def shown_in(self, medium: Medium) -> list[Section]:
         """The sections that a medium shows."""
         return [section for section in self.sections if section.only is None or medium in section.only]
-
-    def blocks(self) -> list[Any]:
-        """All blocks, in order."""
-        return [block for section in self.sections for block in section.blocks]

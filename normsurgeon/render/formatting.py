@@ -34,7 +34,7 @@ def has_value(value: Any) -> bool:
     return value is not None and value != ""
 
 
-def significant(value: float | None, digits: int = 3) -> str:
+def significant(value: float | None) -> str:
     """A number to three significant digits, as short as can be.
 
     >>> [significant(v) for v in (0.123456, 9.996, 1234.5, 12345.0, -2.5e-5, 0, None, float("nan"))]
@@ -44,10 +44,19 @@ def significant(value: float | None, digits: int = 3) -> str:
         return DASH
     if value == 0:
         return "0"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa, exponent = f"{value:.2e}".split("e")
     if -3 <= int(exponent) < 4:
-        return f"{value:.{max(0, digits - 1 - int(exponent))}f}"
+        return f"{value:.{max(0, 2 - int(exponent))}f}"
     return f"{mantissa}e{int(exponent)}"
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A number and its error, where it has one.
+
+    >>> plus_minus(0.5, 0.1), plus_minus(0.5, None)
+    ('0.500 ± 0.100', '0.500')
+    """
+    return significant(value) + (f" ± {significant(error)}" if error is not None else "")
 
 
 def exact(value: float | None) -> str:
@@ -147,13 +156,13 @@ def in_brief(value: Any, most: int = 3) -> str:
     return shown(value)
 
 
-def plural(number: int, one: str, many: str | None = None) -> str:
+def plural(number: int, one: str) -> str:
     """A number with its noun.
 
     >>> plural(1, "layer"), plural(3, "layer")
     ('1 layer', '3 layers')
     """
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number} {one if number == 1 else one + 's'}"
 
 
 def short_name(name: str, width: int) -> str:

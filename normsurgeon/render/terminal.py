@@ -33,8 +33,8 @@ from normsurgeon.render.formatting import (
     in_form,
     number_behind,
     plural,
+    plus_minus,
     short_name,
-    significant,
     used,
     where,
 )
@@ -206,10 +206,7 @@ class _Drawing:
     def bars(self, block: Bars) -> Iterator[RenderableType]:
         """Name, bar and number."""
         most = max((abs(value) for _, value, _ in block.entries), default=0.0)
-        numbers = [
-            significant(value) + (f" ± {significant(error)}" if error is not None else "")
-            for _, value, error in block.entries
-        ]
+        numbers = [plus_minus(value, error) for _, value, error in block.entries]
         wide = max(map(len, numbers), default=0) + 1
         longest = max((len(name) for name, *_ in block.entries), default=0)
         named = min(longest, self.width - 2 if self.narrow else self.width // 3)

@@ -27,9 +27,8 @@ from normsurgeon.errors import (
     UsageError,
 )
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.finetuning.curves import Curves
 from normsurgeon.finetuning.finetune import finetune
-from normsurgeon.finetuning.record import FinetuneRecord
+from normsurgeon.finetuning.record import Curves, FinetuneRecord
 from normsurgeon.inference.evaluate import Evaluation, evaluate
 from normsurgeon.models import state_dict
 from normsurgeon.study.grid import Grid

@@ -16,10 +16,10 @@ from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 
 
 @contextmanager
-def borrowed(model: nn.Module, device: str | torch.device | None = None) -> Iterator[None]:
-    """A model in eval mode, on a device, with gradients possible and the caller's random state set aside."""
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode, with gradients possible and the caller's random state set aside."""
     with ExitStack() as stack:
-        stack.enter_context(placed(model, device))
+        stack.enter_context(placed(model, None))
         stack.enter_context(eval_mode(model))
         home = home_of(model)[0]
         stack.enter_context(torch.random.fork_rng(devices=[home] if home.type == "cuda" else []))
@@ -31,7 +31,7 @@ def borrowed(model: nn.Module, device: str | torch.device | None = None) -> Iter
 
 
 @contextmanager
-def differentiable(model: nn.Module, wanted: Iterable[Tensor] = ()) -> Iterator[None]:
+def differentiable(model: nn.Module, wanted: Iterable[Tensor]) -> Iterator[None]:
     """Let these parameters take gradients, frozen ones too, and no others: those would only cost time."""
     flags = [(tensor, tensor.requires_grad) for tensor in model.parameters()]
     if any(tensor.is_inference() for tensor, _ in flags):

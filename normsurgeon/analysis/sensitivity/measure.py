@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import nn
 
 from normsurgeon._util.checks import check_at_least
@@ -13,13 +12,11 @@ from normsurgeon._util.progress import OnProgress
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.records import Sensitivity
 from normsurgeon.analysis.sensitivity.attribution import attribution
-from normsurgeon.analysis.sensitivity.borrowing import borrowed
-from normsurgeon.analysis.sensitivity.fisher import fisher
-from normsurgeon.analysis.sensitivity.hessian import hessian_trace
-from normsurgeon.analysis.sensitivity.noise import noise
-from normsurgeon.analysis.sensitivity.objective import Batches, Loss, Objective
+from normsurgeon.analysis.sensitivity.borrowing import borrowed, differentiable
+from normsurgeon.analysis.sensitivity.changes import noise
+from normsurgeon.analysis.sensitivity.derivatives import fisher, hessian_trace, taylor
+from normsurgeon.analysis.sensitivity.objective import Batches, Objective
 from normsurgeon.analysis.sensitivity.selection import select_layers
-from normsurgeon.analysis.sensitivity.taylor import taylor
 from normsurgeon.errors import UsageError
 
 METHODS = (
@@ -40,44 +37,34 @@ def measure_sensitivity(
     *,
     methods: Sequence[str] = DEFAULT_METHODS,
     layers: Sequence[str] | None = None,
-    loss: Loss = "auto",
     probes: int = 16,
     draws: int = 4,
     sigma: float = 0.05,
     steps: int = 32,
     seed: int = 0,
-    max_batches: int | None = None,
-    device: str | torch.device | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Sensitivity, ...]:
     """How much the loss of a classifier depends on each layer and each parameter tensor, in eval mode.
 
-    batches      ``(images (N, C, H, W), labels (N,) or None)``, pre-processed: anything that can be iterated again, or
-                 a function that returns an iterable. Every method makes one pass
-    methods      one record each, in this order:
-                 ``taylor`` (Σ|g·θ|, SNIP, arXiv:1810.02340), ``fisher`` (trace of the empirical Fisher, from
-                 per-sample gradients), ``hessian_trace`` (Hutchinson), ``noise`` (loss change under noise on the
-                 weights), and captum's ``conductance``, ``gradient_x_activation`` and ``feature_ablation``
+    batches      images, pre-processed, and their labels, if all have some; every method makes one pass
+    methods      of ``METHODS``, one record each; the function of each method says what it measures
     layers       module paths; a block counts with all that is inside. None: every module that owns parameters
-    loss         cross-entropy with the ``labels``, or with the network's own ``prediction``; ``auto``: with labels
-                 where the data has them. The record says which
     probes       random directions of the Hessian's trace
     draws        noises for each layer; ``sigma`` is their size relative to a tensor's root mean square
     steps        of conductance's path
     seed         of probes and noise; the caller's own random state is left alone
-    max_batches  only the first ones
-    device       where to run; the model is put back afterwards. Default: where it is
     on_progress  called with a Progress after each batch: the method and how many images it has seen
 
-    A shared parameter is counted once, under its first name. Frozen parameters are measured like all others. The
-    model is left as it was, with its values, flags, ``.grad`` and hooks, also after an error.
+    The loss is the cross-entropy with the labels, or without them with the network's own prediction; the record says
+    which. A shared parameter is counted once, under its first name. Frozen parameters are measured like all others.
+    The model is left as it was, with its values, flags, ``.grad`` and hooks, also after an error.
 
-    :raises UsageError: an unknown method or setting, a model that is no classifier, batches that are used up by
-        one pass, or a network that a method cannot handle.
+    :raises UsageError: an unknown method or setting, a model that is no classifier, or a network that a method cannot
+        handle.
     :raises PatternError: a layer that the model does not have.
-    :raises DataError: no images, labels that the head cannot have, or a loss that is not finite.
+    :raises DataError: labels that the head cannot have or that some images lack, or a loss that is not finite.
 
-    >>> import timm
+    >>> import timm, torch
     >>> net = timm.create_model("test_resnet", num_classes=10)
     >>> images = torch.rand(4, 3, 32, 32)
     >>> (found,) = measure_sensitivity(net, [(images, None)], methods=["taylor"], layers=["conv1.0", "fc"])
@@ -90,18 +77,23 @@ def measure_sensitivity(
     if not 0 < sigma < float("inf"):
         raise UsageError(f"sigma={sigma} must be positive; try 0.05, noise of a twentieth of the weights' size")
     selection = select_layers(model, layers)
-    objective = Objective(model, batches, loss, max_batches, on_progress)
-    measures: dict[str, Callable[..., Sensitivity]] = {
+    objective = Objective(model, batches, on_progress)
+    of_weights: dict[str, Callable[..., Sensitivity]] = {
         "taylor": taylor,
         "fisher": fisher,
         "hessian_trace": partial(hessian_trace, probes=probes, seed=seed),
         "noise": partial(noise, draws=draws, sigma=sigma, seed=seed),
     }
-    with borrowed(model, device):
-        return tuple(
-            measures.get(method, partial(attribution, method=method, steps=steps))(objective, selection)
-            for method in methods
-        )
+    found = []
+    with borrowed(model):
+        for method in methods:
+            if method in of_weights:
+                selection.require_parameters(model, method)
+            # Attributions differentiate the layers' outputs alone.
+            with differentiable(model, selection.tensors if method in of_weights else ()):
+                measure = of_weights.get(method, partial(attribution, method=method, steps=steps))
+                found.append(measure(objective, selection))
+    return tuple(found)
 
 
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:

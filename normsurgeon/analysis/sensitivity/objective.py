@@ -2,82 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon.data.batches import unpacked
+from normsurgeon.calls import on
 from normsurgeon.data.labels import check_labels
-from normsurgeon.errors import DataError, UsageError
+from normsurgeon.errors import DataError
 from normsurgeon.inference.run import classifier_logits, home_of, name_of
 from normsurgeon.norms.layers import wide
 
-Loss = Literal["auto", "labels", "prediction"]
-Batches = Callable[[], Iterable[Any]] | Iterable[Any]
+Batches = Sequence[tuple[Tensor, Tensor | None]]
+"""Images (N, C, H, W), pre-processed, and their labels (N,) or None; at least one of each batch."""
 
 
 class Objective:
-    """The mean cross-entropy over all images, with the data's labels or with the network's own answers.
+    """The mean cross-entropy over all images, with the data's labels or else with the network's own answers.
 
-    batches      ``(images (N, C, H, W), labels (N,) or None)``: something that can be iterated again and again, or a
-                 function that returns an iterable; every method makes one pass
-    loss         ``labels``, ``prediction`` (the class that the unchanged network puts first), or ``auto``: labels
-                 where the data has them
-    max_batches  only the first ones
-    on_progress  called with a Progress after each batch: the method and how many images it has seen
+    ``kind`` says which: ``labels`` or ``prediction``. ``images`` counts the last pass; ``loss`` is the unchanged
+    network's, after ``effects``.
 
-    ``kind`` is ``labels`` or ``prediction`` as soon as the first batch is there; ``images`` counts the last pass.
+    :raises DataError: labels in some batches only.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        loss: Loss = "auto",
-        max_batches: int | None = None,
-        on_progress: OnProgress | None = None,
-    ):
-        if loss not in get_args(Loss):
-            raise UsageError(f"loss={loss!r} is unknown; choose one of: {', '.join(get_args(Loss))}")
-        check_at_least(1, max_batches=max_batches)
-        if isinstance(batches, Iterator):
-            raise UsageError(
-                "the batches can be iterated only once; give a list, a loader, or a function that opens one"
-            )
-        self.model = model
-        self.kind = "" if loss == "auto" else loss
-        self.images = 0
-        self._batches = batches
-        self._max_batches = max_batches
-        self._on_progress = on_progress
+    def __init__(self, model: nn.Module, batches: Batches, on_progress: OnProgress | None = None):
+        labelled = {labels is not None for _, labels in batches}
+        if len(labelled) > 1:
+            raise DataError("there are images without labels; try data that is labelled throughout")
+        self.model, self.batches, self.on_progress = model, batches, on_progress
+        self.kind = "labels" if True in labelled else "prediction"
+        self.images, self.loss = 0, 0.0
 
     def run(self, method: str) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """One pass: images where the model is, and their labels (None where its own answers are to be used).
-
-        :raises DataError: no images, or labels in some batches only.
-        :raises UsageError: batches that are no batches, or no labels where they were asked for.
-        """
+        """One pass: images where the model is, and their labels; a Progress after each batch."""
         device, dtype = home_of(self.model)
         self.images = 0
-        for batch in islice(self._batches() if callable(self._batches) else self._batches, self._max_batches):
-            images, labels = unpacked(batch)
-            if not isinstance(images, Tensor):
-                raise UsageError("sensitivity takes batches of tensors: (images (N, C, H, W), labels (N,) or None)")
-            if not len(images):
-                continue
-            self._settle(labels)
-            images = _usable(images.to(device, dtype if images.is_floating_point() else None))
-            yield images, _usable(labels.to(device).long()) if labels is not None and self.kind == "labels" else None
+        for images, labels in self.batches:
+            yield _usable(on(images, device, dtype)), None if labels is None else _usable(labels.to(device).long())
             self.images += len(images)
-            if self._on_progress is not None:
-                self._on_progress(Progress(method, self.images))
-        if not self.images:
-            raise DataError(f"there are no images to measure {method} on; the batches are empty")
+            if self.on_progress is not None:
+                self.on_progress(Progress(method, self.images))
 
     def forward(self, images: Tensor, labels_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The unchanged network's logits (N, K), the classes (N,) that the loss is taken with, and its sum (nats).
@@ -89,8 +57,7 @@ class Objective:
         if labels_N is None:
             labels_N = logits_NK.detach().argmax(dim=1)
         else:
-            count, classes = logits_NK.shape
-            check_labels(labels_N, count, classes, ", or loss='prediction'")
+            check_labels(labels_N, *logits_NK.shape)
         total = cross_entropies(logits_NK, labels_N).sum()
         if not bool(total.isfinite()):
             raise DataError(
@@ -99,13 +66,25 @@ class Objective:
             )
         return logits_NK, labels_N, total
 
-    def _settle(self, labels: Tensor | None) -> None:
-        if not self.kind:
-            self.kind = "prediction" if labels is None else "labels"
-        if self.kind == "labels" and labels is None:
-            raise DataError(
-                "there are images without labels; try loss='prediction', or data that is labelled throughout"
-            )
+    def effects(self, method: str, changes: Sequence[Callable[[], AbstractContextManager[None]]]) -> Tensor:
+        """What each of several changes of the network does, (changes, 2) in float64, from one pass.
+
+        The mean loss minus the unchanged network's, and the mean KL(unchanged ‖ changed) of the softmaxes, in nats.
+        """
+        sums, loss = torch.zeros(len(changes), 2, dtype=torch.float64), 0.0
+        with torch.no_grad():
+            for images, labels in self.run(method):
+                logits_NK, targets_N, _ = self.forward(images, labels)
+                before = logits_NK.double().log_softmax(1)
+                unchanged = cross_entropies(before, targets_N).sum().item()
+                loss += unchanged
+                for row, change in zip(sums, changes, strict=True):
+                    with change():
+                        after = classifier_logits(self.model, images).double().log_softmax(1)
+                    row[0] += cross_entropies(after, targets_N).sum().item() - unchanged
+                    row[1] += F.kl_div(after, before, reduction="sum", log_target=True).item()
+        self.loss = loss / self.images
+        return sums / self.images
 
 
 def cross_entropies(logits_NK: Tensor, targets_N: Tensor) -> Tensor:
