@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.status import Status
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
@@ -117,12 +118,6 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
         yield show
 
 
-@contextmanager
-def status(description: str) -> Iterator[None]:
+def status(description: str) -> Status:
     """A spinner on standard error, at a terminal only."""
-    console = err()
-    if console.is_terminal and is_main_process():
-        with console.status(description):
-            yield
-    else:
-        yield
+    return err().status(description)

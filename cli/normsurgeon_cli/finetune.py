@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +70,9 @@ def finetune(
     """
     if to is None and groups != "auto":
         raise UsageError("--groups belongs to --to, which is not there")
-    with _quiet(not is_main_process()):
+    with warnings.catch_warnings():
+        if not is_main_process():  # its warnings would be repetitions
+            warnings.simplefilter("ignore")
         from normsurgeon.finetuning.finetune import finetune as run
 
         FinetuneConfig(**settings)  # raises before minutes of download
@@ -141,19 +142,6 @@ def _show(record: FinetuneRecord, model: str) -> None:
         print_message(f"next: {evaluate}   or   {program()} analyze {record.path}")
     else:
         print_message("nothing was written: -o DIR keeps the network, and lets a stopped run go on")
-
-
-@contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """For the processes of a launcher other than the main one: their warnings would be repetitions."""
-    if not quiet:
-        yield
-        return
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Figures:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from normsurgeon._util.estimates import ALPHA, Estimate, Interval, estimate, holm, paired
 from normsurgeon.norms.target_names import TARGET_NAMES
-from normsurgeon.study.records import AXES, LOST, Cell, Epoch, Outcome, Results, finite
+from normsurgeon.study.records import AXES, LOST, Cell, Epoch, Outcome, Results
 
 Setting = tuple[tuple[str, Any], ...]
 """(axis, value) pairs, of the axes that vary."""
@@ -178,7 +178,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """All axes but the seed, and the numbers, in one flat object."""
         axes, it = {k: v for k, v in self.cell.to_dict().items() if k != "seed"}, self.estimate
-        return finite({**axes, "mean": it.mean, "ci": it.ci, "sd": it.sd, "n": it.n, **self.lost})
+        return {**axes, "mean": it.mean, "ci": it.ci, "sd": it.sd, "n": it.n, **self.lost}
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         setting = {axis: dict(value) if axis == "regularization" else value for axis, value in self.setting}
-        return finite({**asdict(self), "setting": setting, "significant": self.significant, "better": self.better})
+        return {**asdict(self), "setting": setting, "significant": self.significant, "better": self.better}
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,8 @@ class Rank:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         it = self.estimate
-        return finite({"norm": self.norm, "rank": self.rank, "worse_than": self.worse_than, "mean": it.mean,
-                       "ci": it.ci, "n": it.n, "settings": self.settings, **self.lost})  # fmt: skip
+        own = {key: value for key, value in vars(self).items() if key not in ("estimate", "lost")}
+        return {**own, "mean": it.mean, "ci": it.ci, "n": it.n, **self.lost}
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class Crossing:
             {self.axis: level, "norm": norm, "mean": it.mean, "ci": it.ci, "n": it.n, "diverged": diverged}
             for (level, norm), (it, diverged) in self.cells.items()
         ]
-        return finite({"axis": self.axis, "settings": self.settings, "lost": self.lost, "cells": cells})
+        return {**vars(self), "cells": cells}
 
 
 def table(results: Results) -> tuple[Row, ...]:
