@@ -526,7 +526,8 @@ def shipped_configs() -> list[str]:
 
 def _check_keys(section: str, values: Mapping[str, Any]) -> None:
     """:raises SettingError: if a key is unknown: with what it may have meant, or where it belongs."""
-    model: type[Config] = {"training": Training, "pretraining": Pretraining}.get(section, Grid)
+    kinds: dict[str, type[Config]] = {"training": Training, "pretraining": Pretraining}
+    model = kinds.get(section, Grid)
     known = [name for name in model.model_fields if section != "pretraining" or name not in _OF_THE_STUDY]
     others = (*Training.model_fields, "optimizer")
     for key in map(str, values):
