@@ -41,17 +41,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=0)
     options = arguments.parse_args()
     columns = (
-        "data",
-        "network",
-        "BN",
-        "to",
-        "plain swap",
-        "converted",
-        "calibrated",
-        "recovered",
-        "updates",
-        "seconds",
-    )
+        "data", "network", "BN", "to", "plain swap", "converted", "calibrated", "recovered", "updates", "seconds",
+    )  # fmt: skip
     print(head(columns, texts=(0, 1, 3)), flush=True)
     for data in options.data.split(","):
         train, test = open_source(data, split="train"), open_source(data, split="test")

@@ -133,15 +133,8 @@ def report(outcomes: list[Outcome], to: str) -> str:
         for family, of in families.items()
     ]
     columns = (
-        "family (timm module)",
-        "architectures",
-        "BatchNorms",
-        "folded",
-        "analytic",
-        "exact",
-        "refused",
-        "failures",
-    )
+        "family (timm module)", "architectures", "BatchNorms", "folded", "analytic", "exact", "refused", "failures",
+    )  # fmt: skip
     return f"""# Coverage: every BatchNorm architecture of timm
 
 Made by `make zoo` with timm {timm.__version__} and torch {torch.__version__.partition("+")[0]}. Do not edit by hand.

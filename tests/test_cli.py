@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import normsurgeon as ns
+from normsurgeon.render.document import Column, Table
 
 ANSI = re.compile(r"\x1b\[")
 
@@ -164,6 +165,7 @@ def test_a_narrow_terminal_loses_nothing() -> None:
 def test_at_a_terminal_names_stay_whole_or_are_folded_in_columns_of_eight_characters(monkeypatch, width, whole) -> None:
     file = io.StringIO()
     monkeypatch.setattr(console, "out", lambda: Console(file=file, force_terminal=True, width=width, color_system=None))
+    titles = ("layer", "class", "channels", "input", "producer", "foldable", "why not")
     row = (
         "layer3.0.downsample.2",
         "BatchNorm2d",
@@ -173,7 +175,7 @@ def test_at_a_terminal_names_stay_whole_or_are_folded_in_columns_of_eight_charac
         "no",
         "its input has another reader",
     )
-    console.print_table(("layer", "class", "channels", "input", "producer", "foldable", "why not"), [row])
+    console.print_table(Table(tuple(map(Column, titles)), (row,)))
     shown = file.getvalue()
     assert max(map(len, shown.splitlines())) <= width
     assert all(str(value) in shown for value in row[:6]) == whole

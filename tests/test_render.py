@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
@@ -98,6 +99,17 @@ def test_a_narrow_table_shows_its_first_columns_and_names_the_others() -> None:
     text = "\n".join(visible(terminal(print_document, SAMPLE, 44)))
     assert "layer        kind    std   zeros  dead" in text
     assert "no room for 1 column: remark" in text
+
+
+@pytest.mark.parametrize("width", [12, 40, 60, 120])
+def test_a_whole_table_shows_every_cell_at_every_width(width: int) -> None:
+    titles = ("layer", "class", "channels", "reason")
+    row = ("layer3.0.downsample.2", "BatchNorm2d", 48, "its input has another reader")
+    table = Table(tuple(map(Column, titles)), (row,), whole=True)
+    lines = visible(terminal(print_document, Document("", "", (Section("", "", (table,)),)), width))
+    assert max(map(len, lines)) <= width
+    letters = Counter("".join(lines).replace(" ", ""))
+    assert not Counter("".join(map(str, (*titles[1:], *row))).replace(" ", "")) - letters
 
 
 def test_a_long_table_shows_the_important_rows() -> None:

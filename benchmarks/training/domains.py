@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from training import cifar
 
-DOMAINS = ("grey", "fashion")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -39,18 +37,12 @@ class Task:
 @cache
 def load(network: str, domain: str, train_images: int, test_images: int) -> Task:
     """``grey``: CIFAR-10, grey, blurred, of low contrast. ``fashion``: Fashion-MNIST, other images and other labels."""
-    model = cifar.network(network)
-    if domain == "grey":
-        parts = []
-        for split, count in (("train", train_images), ("test", test_images)):
-            x, y = cifar.images(split)
-            parts += [prepared(network, cifar.grey(x[:count])), y[:count]]
-        return Task(model, *parts, classes=10, new_head=network == "lite0")
-    parts = []
+    read = _grey if domain == "grey" else _fashion
+    parts: list[Tensor] = []
     for split, count in (("train", train_images), ("test", test_images)):
-        x, y = _fashion(split, count)
+        x, y = read(split, count)
         parts += [prepared(network, x), y]
-    return Task(model, *parts, classes=10, new_head=True)
+    return Task(cifar.network(network), *parts, classes=10, new_head=domain == "fashion" or network == "lite0")
 
 
 def prepared(network: str, x: Tensor) -> Tensor:
@@ -68,6 +60,11 @@ def source_images(network: str = "resnet20", count: int = 256) -> Tensor:
     """
     x, _ = cifar.images("test")
     return prepared(network, x[-count:])
+
+
+def _grey(split: str, count: int) -> tuple[Tensor, Tensor]:
+    x, y = cifar.images(split)
+    return cifar.grey(x[:count]), y[:count]
 
 
 def _fashion(split: str, count: int) -> tuple[Tensor, Tensor]:

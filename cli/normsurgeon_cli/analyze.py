@@ -20,29 +20,26 @@ def analyze(
     model: options.Model,
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Compare layer by layer with this model.", show_default=False),
+        typer.Option(metavar="MODEL", help="Compare layer by layer with this model."),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
             help="A folder of images, demo, digits, fashion-mnist, or a timm data set (torch/…). Default: demo.",
-            show_default=False,
         ),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(
-            metavar="PARTS", help="Any of statistics,similarity,sensitivity. Default: all.", show_default=False
-        ),
+        typer.Option(metavar="PARTS", help="Any of statistics,similarity,sensitivity. Default: all."),
     ] = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option("--layers", metavar="GLOB", help="Only these modules. Repeatable.", show_default=False),
+        typer.Option("--layers", metavar="GLOB", help="Only these modules. Repeatable."),
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(metavar="KINDS", help="Any of norm,convolution,linear,block. Default: all.", show_default=False),
+        typer.Option(metavar="KINDS", help="Any of norm,convolution,linear,block. Default: all."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -50,14 +47,11 @@ def analyze(
             metavar="NAMES",
             help="Of sensitivity: taylor, fisher, hessian_trace, noise (default), conductance, "
             "gradient_x_activation, feature_ablation.",
-            show_default=False,
         ),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also try other eps, groups and scales of each norm.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report as one page.", show_default=False)
-    ] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as one page.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
     batch_size: options.BatchSize = 16,
     max_images: options.MaxImages = None,

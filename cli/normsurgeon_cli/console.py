@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
+from rich.status import Status
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
-from normsurgeon.render.text import plain_table
+from normsurgeon.render.document import Document, Section, Table
+from normsurgeon.render.formatting import DASH, percent
+from normsurgeon.render.terminal import print_document
 
-MIN_COLUMN = 8
-"""Characters below which a column breaks words into pieces."""
-_NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
+if TYPE_CHECKING:
+    from normsurgeon.inference.evaluate import Evaluation
 
 
 class _Console(Console):
@@ -72,41 +72,23 @@ def print_json(document: Any) -> None:
     sys.stdout.flush()
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A rich table at a terminal; aligned plain text in a pipe, where nothing may be cut off.
-
-    On a terminal that is too narrow for the columns each row is a block of lines.
-    """
-    console = out()
-    if not is_main_process():
-        return
-    if not console.is_terminal:
-        if title:
-            print(title)
-        print(plain_table(header, rows))
-        return
-    used = [i for i in range(len(header)) if any(row[i] not in (None, "") for row in rows)]
-    widths = [max(len(header[i]), *(len(str(row[i] or "")) for row in rows)) for i in used]
-    if sum(min(width, MIN_COLUMN) + 3 for width in widths) + 1 > console.width:
-        _print_blocks(console, [header[i] for i in used], [[row[i] for i in used] for row in rows], title)
-        return
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for i in used:
-        numbers = all(row[i] in (None, "") or _NUMBER.fullmatch(str(row[i])) for row in rows)
-        table.add_column(Text(header[i]), justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if row[i] is None else str(row[i])) for i in used))  # brackets in names are no markup
-    console.print(table)
+def print_table(table: Table) -> None:
+    """A table with all of its columns; in a pipe as aligned plain text."""
+    print_document(Document("", "", (Section("", "", (replace(table, whole=True),)),)), out())
 
 
-def _print_blocks(console: Console, header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None) -> None:
-    if title:
-        console.print(Text(title, "bold"))
-    for first, *rest in rows:
-        console.print(Text(str(first), "bold"))
-        for name, value in zip(header[1:], rest, strict=True):
-            if value not in (None, ""):
-                console.print(Text.assemble((f"  {name}: ", "dim"), str(value)))
+def score_rows(reference: str, *scored: Evaluation) -> Iterator[tuple[str, ...]]:
+    """A row for each number that the last of the evaluations has; ``reference`` is what they are compared with."""
+    for title, name, form in (
+        ("top-1", "top1", percent),
+        ("top-5", "top5", percent),
+        ("mean loss", "loss", "{:.4f}".format),
+        (f"agreement with the {reference}", "agreement", percent),
+        (f"KL from the {reference} (nats)", "kl", "{:.4f}".format),
+    ):
+        values = [getattr(each, name) for each in scored]
+        if values[-1] is not None:
+            yield title, *(DASH if value is None else form(value) for value in values)
 
 
 @contextmanager
@@ -136,12 +118,6 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
         yield show
 
 
-@contextmanager
-def status(description: str) -> Iterator[None]:
+def status(description: str) -> Status:
     """A spinner on standard error, at a terminal only."""
-    console = err()
-    if console.is_terminal and is_main_process():
-        with console.status(description):
-            yield
-    else:
-        yield
+    return err().status(description)

@@ -11,6 +11,7 @@ import typer
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon.recovery.config import ReconstructionConfig
+from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, status
 from normsurgeon_cli.schema import with_settings
@@ -27,7 +28,7 @@ def convert(
     model: options.Model,
     to: Annotated[
         str,
-        typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold.", show_default=False),
+        typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold."),
     ],
     output: Annotated[
         Path | None,
@@ -39,9 +40,7 @@ def convert(
     ] = "auto",
     eps: Annotated[
         float | None,
-        typer.Option(
-            metavar="E", help="Soften the norm towards the fixed affine (see the README).", show_default=False
-        ),
+        typer.Option(metavar="E", help="Soften the norm towards the fixed affine (see the README)."),
     ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Leave these batch norms alone. Repeatable.")
@@ -63,16 +62,11 @@ def convert(
             metavar="DATA",
             help="Unlabelled images to match the new norms' outputs on: seconds, with at most 512 of them unless "
             "--max-images is larger. A folder, demo, digits, …",
-            show_default=False,
         ),
     ] = None,
     reconstruct: Annotated[
         str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Unlabelled images to fit the network to the original on: minutes.",
-            show_default=False,
-        ),
+        typer.Option(metavar="DATA", help="Unlabelled images to fit the network to the original on: minutes."),
     ] = None,
     settings: dict[str, Any],
     probe: Annotated[
@@ -80,7 +74,6 @@ def convert(
         typer.Option(
             metavar="DATA",
             help="Unlabelled images to measure on what is left of the function, instead of synthetic ones: 64 of them.",
-            show_default=False,
         ),
     ] = None,
     check: Annotated[
@@ -234,15 +227,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _show(plan: ConversionPlan, each_site: bool) -> None:
     if each_site:
-        print_table([column.title for column in plan.table.columns], plan.table.rows)
+        print_table(plan.table)
     else:
         alike: Counter[tuple[Any, ...]] = Counter(
             (d.site.class_name, d.status, d.target, d.groups, d.whitening, _gist(d.reason)) for d in plan.decisions
         )
-        print_table(
-            ("sites", "from", "status", "to", "groups", "whitening", "reason"),
-            [(number, *key) for key, number in alike.most_common()],
-        )
+        titles = ("sites", "from", "status", "to", "groups", "whitening", "reason")
+        rows = tuple((number, *key) for key, number in alike.most_common())
+        print_table(Table(tuple(map(Column, titles)), rows))
     out().print(plan.summary, markup=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress
 
@@ -33,29 +34,21 @@ def demo(
     if json:
         print_json({**asdict(shown), "output": str(output)})
         return
-    print_table(
-        ("network", "same answer as BN", "KL from BN", "parameters", "seconds", "verdict without these images"),
-        [
-            (
-                row.network,
-                f"{100 * row.agreement:.1f} %",
-                f"{row.kl:.3f}",
-                f"{row.parameters:,}",
-                f"{row.seconds:.1f}",
-                row.verdict,
-            )
-            for row in shown.rows
-        ],
-        title=f"EfficientNet-Lite0, real ImageNet weights, {shown.images} views of {len(shown.seen)} photographs",
+    columns = (
+        Column("network"), Column("same answer as BN", "percent"), Column("KL from BN", "number"),
+        Column("parameters", "count"), Column("seconds", "number"), Column("verdict without these images"),
+    )  # fmt: skip
+    rows = tuple(
+        (row.network, row.agreement, f"{row.kl:.3f}", f"{row.parameters:,}", f"{row.seconds:.1f}", row.verdict)
+        for row in shown.rows
     )
-    columns = [
-        i for i, row in enumerate(shown.rows) if row.network in ("BatchNorm (original)", "plain swap to ln", "ln")
-    ]
-    print_table(
-        ("photograph", *(shown.rows[i].network for i in columns)),
-        [(line[0], *(line[1 + i] for i in columns)) for line in shown.seen],
-        title="What they see",
-    )
+    title = f"EfficientNet-Lite0, real ImageNet weights, {shown.images} views of {len(shown.seen)} photographs"
+    print_table(Table(columns, rows, title))
+    out().print()
+    names = ["photograph", *(row.network for row in shown.rows)]
+    listed = [0, *(names.index(name) for name in ("BatchNorm (original)", "plain swap to ln", "ln"))]
+    seen = tuple(tuple(line[i] for i in listed) for line in shown.seen)
+    print_table(Table(tuple(Column(names[i]) for i in listed), seen, "What they see"))
     out().print(f"wrote {output}", markup=False, soft_wrap=True)
     print_message(
         f"next: {program()} inspect {output}\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
-from normsurgeon_cli.console import print_json, print_message, print_table, progress
+from normsurgeon_cli.console import print_json, print_message, print_table, progress, score_rows
 
 
 def evaluate(
@@ -17,12 +18,11 @@ def evaluate(
         typer.Option(
             metavar="DATA",
             help="A folder of class folders, demo, digits, fashion-mnist, or a timm data set (torch/…, hfds/…).",
-            show_default=False,
         ),
     ],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Also measure the agreement with this model.", show_default=False),
+        typer.Option(metavar="MODEL", help="Also measure the agreement with this model."),
     ] = None,
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
@@ -49,29 +49,14 @@ def evaluate(
             device=options.device_or_default(device),
             on_progress=on_progress,
         )
-    document = {**result.to_dict(), "model": model}
     if json:
-        print_json(document)
+        print_json({**result.to_dict(), "model": model})
         return
-    rows = [(label, text) for label, text in _lines(document) if text is not None]
-    print_table(("", model), rows)
-    if document["skipped"]:
-        print_message(f"{document['skipped']} images could not be read and were skipped")
-
-
-def _lines(document: dict[str, Any]) -> list[tuple[str, str | None]]:
-    def percent(key: str) -> str | None:
-        return None if document.get(key) is None else f"{100 * document[key]:.1f} %"
-
-    def number(key: str) -> str | None:
-        return None if document.get(key) is None else f"{document[key]:.4f}"
-
-    return [
-        ("images", str(document["images"])),
-        ("top-1", percent("top1")),
-        ("top-5", percent("top5")),
-        ("mean loss", number("loss")),
-        ("agreement with the baseline", percent("agreement")),
-        ("KL from the baseline (nats)", number("kl")),
-        ("images a second", f"{document['images_per_second']:.1f}"),
+    rows = [
+        ("images", str(result.images)),
+        *score_rows("baseline", result),
+        ("images a second", f"{result.images_per_second:.1f}"),
     ]
+    print_table(Table((Column(""), Column(model)), tuple(rows)))
+    if result.skipped:
+        print_message(f"{result.skipped} images could not be read and were skipped")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,10 @@ from normsurgeon.data.augmentation import AUGMENTATION
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon.finetuning.config import LENGTH, LOSS, OPTIMIZER, RUN, FinetuneConfig
+from normsurgeon.render.document import Column, Table
+from normsurgeon.render.formatting import percent
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, status
+from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, score_rows, status
 from normsurgeon_cli.schema import with_settings
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def finetune(
         typer.Option(
             metavar="DATA",
             help="Images to train on: a folder of class folders, digits, fashion-mnist, or a timm data set (torch/…).",
-            show_default=False,
         ),
     ],
     val: Annotated[
@@ -49,17 +49,13 @@ def finetune(
         typer.Option(metavar="TARGET", help="Convert MODEL first (gn, ln, …); MODEL is then the teacher."),
     ] = None,
     groups: Annotated[str, typer.Option(metavar="N|auto", help="Groups of gn, with --to.")] = "auto",
-    teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Distil from this model.", show_default=False)
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from this model.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="The run's folder: state, best and last network, history."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
-    num_classes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Give the network a new head.", show_default=False)
-    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Give the network a new head.")] = None,
     settings: dict[str, Any],
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=RUN)] = 0,
     device: options.Device = None,
@@ -74,7 +70,9 @@ def finetune(
     """
     if to is None and groups != "auto":
         raise UsageError("--groups belongs to --to, which is not there")
-    with _quiet(not is_main_process()):
+    with warnings.catch_warnings():
+        if not is_main_process():  # its warnings would be repetitions
+            warnings.simplefilter("ignore")
         from normsurgeon.finetuning.finetune import finetune as run
 
         FinetuneConfig(**settings)  # raises before minutes of download
@@ -131,18 +129,8 @@ def _document(record: FinetuneRecord, model: str) -> dict[str, Any]:
 
 def _show(record: FinetuneRecord, model: str) -> None:
     if record.before is not None and record.after is not None:
-        rows = [
-            (title, _text(getattr(record.before, name), share), _text(getattr(record.after, name), share))
-            for title, name, share in (
-                ("top-1", "top1", True),
-                ("top-5", "top5", True),
-                ("mean loss", "loss", False),
-                ("agreement with the teacher", "agreement", True),
-                ("KL from the teacher (nats)", "kl", False),
-            )
-            if getattr(record.after, name) is not None
-        ]
-        print_table((f"{record.after.images} images", "before", "after"), rows)
+        columns = (Column(f"{record.after.images} images"), Column("before", "number"), Column("after", "number"))
+        print_table(Table(columns, tuple(score_rows("teacher", record.before, record.after))))
     rate = record.images / max(record.seconds, 1e-9)
     line = f"{model}: {record.steps} updates, {record.images} images in {record.seconds:.0f} s ({rate:.0f} a second)"
     out().print(line, markup=False, soft_wrap=True)
@@ -154,25 +142,6 @@ def _show(record: FinetuneRecord, model: str) -> None:
         print_message(f"next: {evaluate}   or   {program()} analyze {record.path}")
     else:
         print_message("nothing was written: -o DIR keeps the network, and lets a stopped run go on")
-
-
-def _text(value: float | None, share: bool) -> str | None:
-    if value is None:
-        return None
-    return f"{100 * value:.1f} %" if share else f"{value:.4f}"
-
-
-@contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """For the processes of a launcher other than the main one: their warnings would be repetitions."""
-    if not quiet:
-        yield
-        return
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Figures:
@@ -188,7 +157,7 @@ class Figures:
         """Take in one update, or one validation."""
         if step.stage == "validating":
             names = (("top1", "top-1"), ("agreement", "agreement"))
-            shown = [f"{title} {100 * step.details[name]:.1f} %" for name, title in names if name in step.details]
+            shown = [f"{title} {percent(step.details[name])}" for name, title in names if name in step.details]
             self.accuracy = ", ".join(shown)
         else:
             now, loss = time.perf_counter(), step.details["loss"]

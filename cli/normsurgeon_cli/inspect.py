@@ -30,9 +30,7 @@ def inspect(
     if json:
         print_json(inventory.to_dict())
         return
-    table = inventory.table
-    if table.rows:
-        print_table([column.title for column in table.columns], table.rows)
+    print_table(inventory.table)
     out().print(f"{model}: {inventory.summary()}", markup=False, soft_wrap=True)
     for note in inventory.notes:
         print_message(note)

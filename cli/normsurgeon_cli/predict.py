@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from normsurgeon.render.document import Column, Table, Value
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, progress
 
@@ -18,7 +19,7 @@ def predict(
     model: options.Model,
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", help="Image files, and folders of them.", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Image files, and folders of them."),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes an image.")] = 5,
     classes: Annotated[
@@ -26,7 +27,6 @@ def predict(
         typer.Option(
             metavar="FOLDER",
             help="Class folders to take the names from, where the model's own classes are not known by name.",
-            show_default=False,
         ),
     ] = None,
     batch_size: options.BatchSize = 32,
@@ -57,7 +57,8 @@ def predict(
     if json:
         print_json({**result.to_dict(), "model": model})
     else:
-        print_table(("image", "class", "name", "probability"), _rows(result))
+        columns = (Column("image"), Column("class", "count"), Column("name"), Column("probability", "percent"))
+        print_table(Table(columns, _rows(result)))
     if classes is not None and result.named_by == "model":
         print_message(f"--classes {classes} was not needed: the network's classes are known by name")
     if result.skipped:
@@ -66,12 +67,11 @@ def predict(
             print_message(f"  {image.file} {image.reason}")
 
 
-def _rows(result: Predictions) -> list[tuple[str, int, str, str]]:
+def _rows(result: Predictions) -> tuple[tuple[Value, ...], ...]:
     """A row a class. In a pipe every row names its image, for grep; at a terminal the first of each is enough."""
     terminal = out().is_terminal
-    rows: list[tuple[str, int, str, str]] = []
-    for image in result:
-        for place, number in enumerate(image.classes):
-            file = "" if terminal and place else image.file
-            rows.append((file, number, image.names[place], f"{100 * image.probabilities[place]:.1f} %"))
-    return rows
+    return tuple(
+        ("" if terminal and place else image.file, number, image.names[place], image.probabilities[place])
+        for image in result
+        for place, number in enumerate(image.classes)
+    )

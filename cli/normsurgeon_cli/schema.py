@@ -69,7 +69,6 @@ def _option(field: Any, kind: Any, name: str | None) -> Any:
         help=field.description + _default(field.default),
         metavar=metavar,
         rich_help_panel=extra_of(field, "panel"),
-        show_default=False,
     )
     return Annotated[kind | None, option]
 

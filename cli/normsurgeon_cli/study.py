@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from normsurgeon.errors import TrainingError, UsageError
+from normsurgeon.render.document import Column, Table
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
 
 if TYPE_CHECKING:
@@ -24,33 +25,28 @@ def study(
             metavar="CONFIG",
             help="A grid as a YAML file (docs/study.md), or one that is shipped: quick.yaml, batch-size.yaml, "
             "activations.yaml, preprocessing.yaml.",
-            show_default=False,
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Where results go. Default: study-NAME.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="DIR", help="Where results go. Default: study-NAME."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and about how long they take; run none.")
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", min=1, help="Cells at once. Default: one for each core.", show_default=False),
+        typer.Option("--jobs", "-j", min=1, help="Cells at once. Default: one for each core."),
     ] = None,
     engine: Annotated[str, typer.Option(metavar="NAME", help="local, or ray: on a Ray cluster.")] = "local",
     ray_address: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="auto, or ray://HOST:10001. Default: Ray here.", show_default=False),
+        typer.Option(metavar="ADDRESS", help="auto, or ray://HOST:10001. Default: Ray here."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1. Default: GPUs where there are any.", show_default=False)
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: GPUs where there are any.")] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The report. Default: report.html in the results.", show_default=False),
+        typer.Option(metavar="FILE", help="The report. Default: report.html in the results."),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")
@@ -118,8 +114,9 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
         print_json({"study": grid.name, "cells": listed, "seconds": seconds, "jobs": jobs})
         return
     varying = varying_axes(cells) or ("norm",)
-    rows = [[*(cell.label(axis) for axis in varying), impossible.get(cell, "")] for cell in cells]
-    print_table([*(axis.replace("_", " ") for axis in varying), "skipped because"], rows)
+    columns = (*(Column(axis.replace("_", " ")) for axis in varying), Column("skipped because"))
+    rows = ((*(cell.label(axis) for axis in varying), impossible.get(cell)) for cell in cells)
+    print_table(Table(columns, tuple(rows)))
     same = ", ".join(f"{axis.replace('_', ' ')} {cells[0].label(axis)}" for axis in AXES if axis not in varying)
     skipped = f", {len(impossible)} of them impossible" if impossible else ""
     print(f"{len(cells)} cells{skipped}; all: {same}")

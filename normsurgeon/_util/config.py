@@ -9,14 +9,18 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from typing_extensions import Self
 
 from normsurgeon._util.suggest import suggest
 from normsurgeon.errors import UsageError
 
 
-class SettingError(UsageError):
-    """A setting that does not exist, or a value that it cannot have; ``path`` leads to it."""
+class SettingError(UsageError, ValueError):
+    """A setting that does not exist, or a value that it cannot have; ``path`` leads to it.
+
+    A ValueError, so that pydantic adds the way to where a validator raises it.
+    """
 
     def __init__(self, text: str, path: tuple[str | int, ...] = ()) -> None:
         super().__init__(text)
@@ -103,6 +107,8 @@ def _one_line(config: type[Config], values: Mapping[str, Any], error: Validation
     """The first of pydantic's errors."""
     first = error.errors(include_url=False)[0]
     path = first["loc"]
+    if (cause := cause_of(first)) is not None:
+        return cause
     name = str(path[0]) if path else ""
     if first["type"] == "extra_forbidden":
         return SettingError(f"{config.what} has no setting {name!r}; {suggest(name, config.model_fields)}", path)
@@ -114,6 +120,12 @@ def _one_line(config: type[Config], values: Mapping[str, Any], error: Validation
         choices = [str(each) for each in get_args(kind)]
         return SettingError(f"{name}={values.get(name)!r} is unknown; {suggest(str(values.get(name)), choices)}", path)
     return SettingError(f"{name}={values.get(name)!r} must be {extra_of(field, 'must_be') or _allowed(field)}", path)
+
+
+def cause_of(found: ErrorDetails) -> SettingError | None:
+    """The SettingError behind one of pydantic's errors, if that is what it is, with the whole path."""
+    cause = found.get("ctx", {}).get("error")
+    return SettingError(str(cause), (*found["loc"], *cause.path)) if isinstance(cause, SettingError) else None
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}

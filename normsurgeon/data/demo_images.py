@@ -110,11 +110,5 @@ def views(files: list[Path], config: DataConfig) -> Tensor:
 def _crops(picture: Image) -> list[Image]:
     width, height = picture.size
     w, h = int(0.85 * width), int(0.85 * height)
-    corners = [
-        (0, 0),
-        (width - w, 0),
-        (0, height - h),
-        (width - w, height - h),
-        ((width - w) // 2, (height - h) // 2),
-    ]
+    corners = [(0, 0), (width - w, 0), (0, height - h), (width - w, height - h), ((width - w) // 2, (height - h) // 2)]
     return [picture, *(picture.crop((x, y, x + w, y + h)) for x, y in corners)]

@@ -14,18 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PLACES = (Path("/usr/share/datasets/fashion-mnist"), Path("data/FashionMNIST/raw"))
-CLASSES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 _PARTS = {"train": "train", "training": "train", "test": "t10k", "validation": "t10k", "val": "t10k"}
 
 

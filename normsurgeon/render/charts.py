@@ -10,12 +10,13 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from plotly import graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from normsurgeon.render.document import Matrix, Number
 from normsurgeon.render.formatting import plus_minus, short_name
+
+if TYPE_CHECKING:
+    from plotly import graph_objects as go
 
 TONES = ("#1f83c9", "#d9661a", "#0f9670", "#bb5c98", "#a1851a", "#7d6fdc", "#777d87", "#cc5555")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x", "star")
@@ -217,7 +218,7 @@ def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
     if not others:
         return first
     count = sum(len(figure.data) for figure in figures.values())
-    merged, buttons, start = go.Figure(first), [], 0
+    merged, buttons, start = type(first)(first), [], 0
     for figure in others:
         merged.add_traces([trace.update(visible=False) for trace in figure.data])
     for name, figure in figures.items():
@@ -267,6 +268,8 @@ def _log_axis(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
+    from plotly import graph_objects as go  # slow: text and terminal need none
+
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     margin = {"l": 8, "r": 8, "t": 10, "b": 8}
     return go.Figure(layout={"template": LIGHT, "height": height, "margin": margin, "legend": legend, **layout})

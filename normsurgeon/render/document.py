@@ -93,7 +93,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows whose first cell names them. Columns stand in order of importance: a narrow terminal shows the first.
+    """Rows whose first cell names them. Columns stand in order of importance: a narrow terminal shows the first, or,
+    with ``whole``, each row as a block of lines.
 
     Columns without any value are left out. ``searchable``: the page offers a filter and sorts by columns, ``select``
     is the title of a column whose values the filter lists, ``noun`` what it counts; ``shaded``: the page tints numbers
@@ -110,6 +111,7 @@ class Table:
     noun: str = "rows"
     shaded: bool = False
     folded: bool = False
+    whole: bool = False
     terminal_rows: int | None = None
     important: frozenset[str] = frozenset()
 

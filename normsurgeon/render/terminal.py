@@ -50,6 +50,8 @@ _NARROW = 64
 _GAP = 2
 _MIN_TEXT = 16
 """The least width of a column of text that has to wrap."""
+_MIN_WHOLE = 8
+"""That of a table that leaves no column out, beside its title's."""
 
 
 def print_document(document: Document, console: Console | None = None) -> None:
@@ -76,11 +78,12 @@ class TerminalDocument:
             return
         colours = not console.no_color and console.color_system in ("256", "truecolor", "windows")
         drawing = _Drawing(options.max_width, options.ascii_only, colours and not options.ascii_only)
-        yield drawing.header(self.document)
-        for section in self.document.shown_in("terminal"):
-            if drawn := list(drawing.section(section)):
+        sections = [list(drawing.section(section)) for section in self.document.shown_in("terminal")]
+        header: list[RenderableType] = [drawing.header(self.document)] if self.document.title else []
+        for i, drawn in enumerate(filter(None, [header, *sections])):
+            if i:
                 yield Words("")
-                yield from drawn
+            yield from drawn
 
 
 class _Drawing:
@@ -234,10 +237,10 @@ class _Drawing:
         chosen = self.chosen(table, rows)
         if len(chosen) < len(rows):
             note = f"{len(chosen)} of {len(rows)} {table.noun}; a pipe, or a saved page, has them all"
-            yield from self.fitted(table.columns, chosen)
+            yield from self.fitted(table, chosen)
             yield self.words(note, "dim")
         else:
-            yield from self.fitted(table.columns, rows)
+            yield from self.fitted(table, rows)
 
     def chosen(self, table: Table, rows: list[list[str]]) -> list[list[str]]:
         """All rows of a small table; of a large one the important ones and others in even steps, or the first."""
@@ -250,11 +253,18 @@ class _Drawing:
         even = {int(i * step) for i in range(most)} | {len(rows) - 1}
         return [row for i, row in enumerate(rows) if row[0] in table.important or i in even]
 
-    def fitted(self, columns: Sequence[Column], rows: list[list[str]]) -> Iterator[RenderableType]:
+    def fitted(self, table: Table, rows: list[list[str]]) -> Iterator[RenderableType]:
         """Columns of text wrap rather than push others out."""
+        columns = table.columns
         widths = [max(len(column.title), *(len(row[i]) for row in rows)) for i, column in enumerate(columns)]
         words = [i for i, column in enumerate(columns) if column.form == "text"]
-        least = [min(width, max(_MIN_TEXT, self.width // 3)) if i in words else width for i, width in enumerate(widths)]
+        least = list(widths)
+        for i in words:
+            narrowest = max(_MIN_WHOLE, len(columns[i].title)) if table.whole else max(_MIN_TEXT, self.width // 3)
+            least[i] = min(widths[i], narrowest)
+        if table.whole and sum(least) + _GAP * (len(least) - 1) > self.width:
+            yield from self.listed(columns, rows)
+            return
         least[0] = min(least[0], self.width)
         used, left = [0], self.width - least[0]
         for i in range(1, len(columns)):
@@ -276,3 +286,11 @@ class _Drawing:
         if len(used) < len(columns):
             rest = [column.title for column in columns[len(used) :]]
             yield self.words(f"no room for {plural(len(rest), 'column')}: {', '.join(rest)}", "dim")
+
+    def listed(self, columns: Sequence[Column], rows: list[list[str]]) -> Iterator[RenderableType]:
+        """Each row as a block of lines."""
+        for first, *rest in rows:
+            yield self.words(first, "bold")
+            for column, text in zip(columns[1:], rest, strict=True):
+                if text:
+                    yield self.words(f"  {column.title}: ", "dim").append(self.words(text, "not dim"))

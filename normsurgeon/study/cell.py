@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normsurgeon._util.files import write_atomically
+from normsurgeon._util.one_line import one_line
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.datasets import DataSet, open_data, prepare
 from normsurgeon.data.transforms import DataConfig
@@ -39,6 +40,8 @@ ANALYSED_IMAGES = 128
 """Held-out images that a cell is analysed on."""
 MAX_POINTS = 60
 """Points of a curve: a longer run has one every few epochs."""
+REASON = 1000
+"""Characters of an error that are kept."""
 KEY = "normsurgeon_study"
 """Where a kept network's file names its cell."""
 PRETRAINED = "normsurgeon_pretrained"
@@ -84,13 +87,13 @@ def run_cell(
     except (KeyboardInterrupt, TrainingStopped):
         raise
     except DivergedError as error:
-        outcome = Outcome(cell, "diverged", _line(error))
+        outcome = Outcome(cell, "diverged", one_line(error, REASON, kind=False))
     except UsageError as error:
-        return Outcome(cell, "skipped", _line(error))
+        return Outcome(cell, "skipped", one_line(error, REASON, kind=False))
     except (NormSurgeonError, MemoryError) as error:
-        outcome = Outcome(cell, "failed", _line(error) or "out of memory")
+        outcome = Outcome(cell, "failed", one_line(error, REASON, kind=False) or "out of memory")
     except Exception as error:  # a cell that fails does not stop the others
-        outcome = Outcome(cell, "failed", f"{type(error).__name__}: {_line(error)}")
+        outcome = Outcome(cell, "failed", one_line(error, REASON))
     return replace(Outcome.from_dict(finite(outcome.to_dict())), seconds=time.perf_counter() - start)
 
 
@@ -246,7 +249,3 @@ def load_kept(path: str | Path, classes: int, channels: int) -> nn.Module:
     model = build_network(cell, classes, channels, original)
     state_dict.load_state_dict_into(model, state, str(path), lambda message: None)
     return model.eval()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.errors import EnvironmentProblem, TrainingStopped, UsageError
 from normsurgeon.study.cell import OnShare, network_file, run_cell
@@ -208,7 +209,7 @@ def on_ray(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int | None,
                 try:
                     yield ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield Outcome(cell, "failed", f"Ray: {' '.join(str(error).split())[:300]}")
+                    yield Outcome(cell, "failed", f"Ray: {one_line(error, 300, kind=False)}")
     finally:
         if ours:
             ray.shutdown()
@@ -223,8 +224,7 @@ def _start_ray(ray: Any, jobs: int | None, address: str | None) -> None:
     except ConnectionError as error:
         raise UsageError(f"there is no Ray cluster at {address}; try --ray-address auto, or none") from error
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        raise EnvironmentProblem(f"Ray cannot start ({type(error).__name__}: {text}); try --engine local") from error
+        raise EnvironmentProblem(f"Ray cannot start ({one_line(error, 200)}); try --engine local") from error
 
 
 def _run_remotely(work: Work, cell: Cell) -> Outcome:

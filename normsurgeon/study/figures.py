@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from normsurgeon._util.estimates import points
+from normsurgeon.render import charts
+from normsurgeon.render.charts import Interval, Series
 from normsurgeon.render.document import Chart, HeatMap, Line, Sparklines
-from normsurgeon.render.formatting import percent, plural
-from normsurgeon.study.findings import setting_label
+from normsurgeon.render.formatting import joined, percent, plural
+from normsurgeon.study.findings import cell_label, setting_label
 from normsurgeon.study.records import Outcome, Results
 from normsurgeon.study.statistics import (
     Comparison,
@@ -28,8 +31,6 @@ from normsurgeon.study.statistics import (
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from normsurgeon.render.charts import Series
-
 MAX_VIEWS = 60
 """Settings that a chart's menu offers, and differences that one chart shows."""
 METRICS = (("accuracy", "accuracy"), ("loss", "held-out loss"), ("train_loss", "training loss"))
@@ -43,7 +44,6 @@ _WHISKERS = (
     "Mean over the seeds; whiskers are 95 % intervals, cut off if they would dwarf the means. A diverged run counts as "
     "0 right."
 )
-# plotly is imported when a figure is drawn: text and terminal need none.
 
 
 def batch_chart(results: Results, by_size: Crossing) -> Chart:
@@ -116,10 +116,8 @@ def difference_chart(compared: Sequence[Comparison]) -> Chart | None:
         return None
 
     def draw() -> Figure:
-        from normsurgeon.render import charts
-
-        return charts.choose({name: charts.intervals([_interval(c) for c in found], unit="points")
-                              for name, found in views.items()})  # fmt: skip
+        parts = {name: map(_interval, found) for name, found in views.items()}
+        return charts.choose({name: charts.intervals(list(rows), unit="points") for name, rows in parts.items()})
 
     words = "; ".join(f"{c.a} − {c.b} {points(c.difference, signed=True)}" for c in next(iter(views.values())))
     note = "Points of accuracy with 95 % intervals, not adjusted; filled dots are significant after Holm's adjustment."
@@ -127,9 +125,7 @@ def difference_chart(compared: Sequence[Comparison]) -> Chart | None:
                  wide=True)  # fmt: skip
 
 
-def _interval(c: Comparison) -> Any:
-    from normsurgeon.render.charts import Interval
-
+def _interval(c: Comparison) -> Interval:
     name = f"{c.a} − {c.b}" + (f", {setting_label(c.setting)}" if c.setting else "")
     low, high = (100 * c.ci[0], 100 * c.ci[1]) if c.ci else (None, None)
     p = "–" if c.p_holm is None else f"{c.p_holm:.3g}"
@@ -145,19 +141,17 @@ def curve_chart(results: Results) -> Chart | None:
     accuracy = found.get("accuracy", {})
 
     def draw() -> Figure:
-        from normsurgeon.render import charts
-
         figures = {}
         for name, curves in found.items():
             for setting in list(dict.fromkeys(setting for setting, _ in curves))[:MAX_VIEWS]:
                 series = [_series(results, norm, at, "epoch") for (of, norm), at in curves.items() if of == setting]
-                words = ", ".join(x for x in (name, setting_label(setting)) if x)
+                words = joined((name, setting_label(setting)), ", ")
                 figures[words] = charts.lines(series, x_title="epoch", y_title=name, percent=name == "accuracy",
                                               height=380)  # fmt: skip
         return charts.choose(figures)
 
     lines = tuple(
-        Line(", ".join(x for x in (norm, setting_label(setting)) if x), tuple(p.mean for p in at), form="percent")
+        Line(joined((norm, setting_label(setting)), ", "), tuple(p.mean for p in at), form="percent")
         for (setting, norm), at in accuracy.items()
     )
     return Chart(
@@ -176,8 +170,6 @@ def layer_chart(results: Results) -> Chart:
         groups.setdefault(run_label(results, run, norm=False), []).append(run)
 
     def draw() -> Figure:
-        from normsurgeon.render import charts
-
         figures = {}
         for group, members in groups.items():
             for key, name, log in STATISTICS:
@@ -207,8 +199,6 @@ def layer_chart(results: Results) -> Chart:
 
 
 def _over_depth(results: Results, run: Outcome, names: Sequence[str], key: str) -> Series:
-    from normsurgeon.render.charts import Series
-
     assert run.analysis is not None
     at = {layer.layer: getattr(layer, key) for layer in run.analysis.layers}
     drawn = [(i, at[name], name) for i, name in enumerate(names) if at.get(name) is not None]
@@ -224,29 +214,26 @@ def similarity_charts(results: Results) -> Iterator[Chart]:
         if run.analysis and run.analysis.cka:
             groups.setdefault(run.analysis.cka_layers, {})[run_label(results, run)] = run.analysis.cka
     for i, (names, maps) in enumerate(groups.items()):
-
-        def draw(names: Any = names, maps: Any = maps) -> Figure:
-            from normsurgeon.render import charts
-
-            return charts.choose({name: charts.heat(names, names, matrix) for name, matrix in maps.items()})
-
         plain = tuple(HeatMap(names, names, m, f"CKA of the layers: {label}") for label, m in maps.items())
         note = "Linear CKA of every two layers: 1 is the same information."
         note += f" {next(iter(maps))}." if len(maps) == 1 else ""
         words = f"heat map of {len(names)} by {len(names)} layers, for {plural(len(maps), 'network')}"
+        draw = partial(_heat_maps, names, maps)
         yield Chart(f"cka-{i}", "Similarity of the layers", words, draw, note, wide=True, plain=plain)
+
+
+def _heat_maps(names: Sequence[str], maps: dict[str, Any]) -> Figure:
+    return charts.choose({name: charts.heat(names, names, matrix) for name, matrix in maps.items()})
 
 
 def run_label(results: Results, run: Outcome, norm: bool = True) -> str:
     """A run's norm, setting and seed in words."""
-    setting = setting_label(setting_of(run.cell, (axis for axis in results.varying() if axis != "norm")))
-    return ", ".join(x for x in (run.cell.norm if norm else "", setting, f"seed {run.cell.seed}") if x)
+    label = cell_label(run.cell, [axis for axis in results.varying() if axis != "norm"], norm)
+    return joined((label, f"seed {run.cell.seed}"), ", ")
 
 
 def _in_contexts(results: Results, shown: Sequence[str], draw: Callable[[Results], Figure]) -> Figure:
     """The figure of all results, and of each setting of the axes that the chart does not show itself."""
-    from normsurgeon.render import charts
-
     axes = [axis for axis in setting_axes(results) if axis not in shown]
     contexts = list(dict.fromkeys(setting_of(outcome.cell, axes) for outcome in results.outcomes))
     figures = {"average of all": draw(results)}
@@ -258,14 +245,10 @@ def _in_contexts(results: Results, shown: Sequence[str], draw: Callable[[Results
 
 
 def _lines(series: Sequence[Series], x: str, y: str, log: bool) -> Figure:
-    from normsurgeon.render import charts
-
     return charts.lines(series, x_title=x, y_title=y, log_x=log, percent=True, band=False, height=380)
 
 
 def _series(results: Results, norm: str, at: Sequence[Point], x: str, name: str = "", dash: str = "solid") -> Series:
-    from normsurgeon.render.charts import Series
-
     hover = []
     for point in at:
         ci = f"\n95 %: {percent(point.ci[0])} to {percent(point.ci[1])}" if point.ci and x != "epoch" else ""

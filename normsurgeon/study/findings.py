@@ -15,7 +15,7 @@ from typing import Any
 
 from normsurgeon._util.estimates import MIN_REPLICATES, Interval, effect, estimate, interval, points, probability
 from normsurgeon.render.document import Severity
-from normsurgeon.render.formatting import percent, plural
+from normsurgeon.render.formatting import joined, percent, plural
 from normsurgeon.study.records import Cell, Results
 from normsurgeon.study.statistics import (
     CLOSE,
@@ -311,6 +311,11 @@ def setting_label(setting: Setting) -> str:
         bare = axis in ("model", "dataset") or label in ("scratch", "converted") or "=" in label
         words.append(label if bare else f"{TITLES.get(axis, axis)} {label}")
     return ", ".join(words)
+
+
+def cell_label(cell: Cell, axes: Iterable[str], norm: bool = True) -> str:
+    """A cell's norm, and its values of these axes."""
+    return joined((cell.norm if norm else "", setting_label(setting_of(cell, axes))), ", ")
 
 
 def rate_range(low: float, high: float) -> str:

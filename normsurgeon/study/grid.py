@@ -6,8 +6,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from normsurgeon._util.config import Config, SettingError, required_type, setting
+from normsurgeon._util.config import Config, SettingError, cause_of, required_type, setting
 from normsurgeon._util.suggest import suggest
 from normsurgeon._util.yaml_lines import read_yaml
 from normsurgeon.errors import UsageError
@@ -87,15 +87,6 @@ def _shown(value: Any) -> str:
     except ValueError:  # a whole number of more digits than Python writes
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-@contextmanager
-def _within(*path: str | int) -> Iterator[None]:
-    """Errors of the block are about something inside of the value at ``path``."""
-    try:
-        yield
-    except SettingError as error:
-        raise SettingError(str(error), (*path, *error.path)) from None
 
 
 def _number(value: Any) -> Any:
@@ -164,7 +155,6 @@ Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Words = Annotated[str, AfterValidator(_words)]
 Axis = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(lambda found: tuple(dict.fromkeys(found)))]
-Regularization = tuple[tuple[str, float], ...]
 
 
 # What all cells share
@@ -203,7 +193,7 @@ else:
     _Regularizers = _finetuning(REGULARIZERS)
 
 
-def regularizers(value: Any) -> Regularization:
+def regularizers(value: Any) -> tuple[tuple[str, float], ...]:
     """One value of the axis: ``none``, or a mapping of training settings; what is 0 anyway is left out.
 
     :raises SettingError: if a setting is unknown, or cannot have that value.
@@ -228,6 +218,11 @@ def regularizers(value: Any) -> Regularization:
     found = _Regularizers(**renamed).model_dump(exclude_unset=True)
     # A network may have a dropout of its own, which 0 takes away; all others are 0 by themselves.
     return tuple(sorted((name, v) for name, v in found.items() if v or name in ("drop", "drop_path")))
+
+
+Regularization = Annotated[
+    tuple[tuple[str, float], ...], BeforeValidator(regularizers), PlainSerializer(lambda value: dict(value) or "none")
+]
 
 
 class Training(_SharedSettings):
@@ -270,7 +265,7 @@ class Training(_SharedSettings):
             known = [str(each) for each in list_optimizers()]
             if name not in known:
                 near = suggest(name, known, otherwise="") or suggest(name, OPTIMIZERS)
-                raise SettingError(f"unknown optimizer {_shown(name)}; {near}", ("opt",))
+                raise SettingError(f"unknown optimizer {_shown(name)}; {near}")
         return name
 
     def settings(self) -> dict[str, Any]:
@@ -298,12 +293,7 @@ class Pretraining(Training):
     dataset: Words | None = setting(None, "What it is trained on. None: the data set of the cell that starts from it.")
     learning_rate: float = setting(0.1, "For batches of lr_batch_size, scaled like those of the grid.", gt=0)
     batch_size: int = setting(32, "Images per update.", ge=1)
-    regularization: Regularization = setting((), "One value of the axis.")
-
-    def __init__(self, **values: Any) -> None:
-        with _within("regularization"):
-            values["regularization"] = regularizers(values.get("regularization"))
-        super().__init__(**values)
+    regularization: Regularization = setting((), "One value of the axis.", must_be="none or a mapping")
 
     def original(self, cell: Cell) -> Cell:
         """The run that trains the network which a cell starts from: the same one for every norm and learning rate.
@@ -317,6 +307,36 @@ class Pretraining(Training):
             cell, dataset=self.dataset or cell.dataset, start="scratch", regularization=self.regularization,
             batch_size=self.batch_size, lr=self.scaled(self.learning_rate, self.batch_size), norm="bn",
         )  # fmt: skip
+
+
+S = TypeVar("S", bound=Training)
+
+
+def _section(kind: type[S], values: Any, inherited: Mapping[str, Any] | None = None) -> S:
+    """One section of the grid."""
+    name = kind.what
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, Mapping):
+        raise SettingError(f"{name}={_shown(values)} must be a mapping, such as {name}: {{epochs: 8}}")
+    _check_keys(name, values)
+    try:
+        return kind(**{**(inherited or {}), **values})
+    except SettingError as error:
+        if error.path != ("opt",) or "optimizer" not in values:
+            raise
+        # The optimizer is ``opt`` to pydantic, whichever of its two names it was given by.
+        raise SettingError(str(error).replace("opt=", "optimizer=", 1), ("optimizer",)) from None
+
+
+def _pretraining(own: Any, info: ValidationInfo) -> Pretraining | None:
+    """Everything that it does not replace is taken from the training."""
+    given = own if isinstance(own, Mapping) else {}
+    replaced = {"judge"}
+    for names in (("epochs", "steps"), ("opt", "optimizer")):
+        replaced |= set(names) if any(given.get(name) is not None for name in names) else set()
+    inherited = {name: value for name, value in info.data.get("training", ()) if name not in replaced}
+    return None if own is None else _section(Pretraining, own, inherited)
 
 
 # The grid
@@ -350,8 +370,8 @@ class Grid(_Section):
     seeds: Annotated[
         Axis[Annotated[int, BeforeValidator(_number), Field(ge=0, le=2**32 - 1)]], BeforeValidator(_seeds)
     ] = (0, 1, 2)  # fmt: skip
-    training: Training = Training()
-    pretraining: Pretraining | None = None
+    training: Annotated[Training, BeforeValidator(lambda values: _section(Training, values))] = Training()
+    pretraining: Annotated[Pretraining | None, BeforeValidator(_pretraining)] = None
     analysis: bool = False
     keep_checkpoints: bool = False
     name: Annotated[Words, AfterValidator(_folder_name)] = "study"
@@ -363,15 +383,10 @@ class Grid(_Section):
             if key not in values:
                 raise SettingError(f"the key {key!r} is missing; add it, as in {key}: {example}")
         values = {key: value for key, value in values.items() if value is not None or key not in ("training", "title")}
-        shared, own = values.get("training", {}), values.get("pretraining")
-        values["training"] = _section(Training, shared)
-        if own is not None:
-            values["pretraining"] = _section(Pretraining, own, _inherited(own, values["training"]))
-        values["regularization"] = _regularizations(values.get("regularization", ((),)))
         try:
             super(Config, self).__init__(**values)
         except ValidationError as error:
-            raise _explained(error) from None
+            raise _explained(error, values) from None
 
     @model_validator(mode="after")
     def _checked(self) -> Grid:
@@ -412,9 +427,7 @@ class Grid(_Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain types that JSON and YAML keep as they are; the keys are those of the file."""
         plain = super().to_dict()
-        plain["regularization"] = [dict(value) or "none" for value in self.regularization]
         if self.pretraining is not None:
-            plain["pretraining"]["regularization"] = dict(self.pretraining.regularization) or "none"
             for key in _OF_THE_STUDY:
                 del plain["pretraining"][key]
         return plain
@@ -508,54 +521,13 @@ def shipped_configs() -> list[str]:
     return sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
-# Its sections, and its errors
-
-S = TypeVar("S", bound=Training)
-
-
-def _section(kind: type[S], values: Any, inherited: Mapping[str, Any] | None = None) -> S:
-    """One section of the grid; an error has its path."""
-    name = kind.what
-    if isinstance(values, kind):
-        return values
-    if not isinstance(values, Mapping):
-        raise SettingError(f"{name}={_shown(values)} must be a mapping, such as {name}: {{epochs: 8}}", (name,))
-    _check_keys(name, values)
-    try:
-        with _within(name):
-            return kind(**{**(inherited or {}), **values})
-    except SettingError as error:
-        # The optimizer is ``opt`` to pydantic, whichever of its two names it was given by.
-        path, text = error.path, str(error)
-        if path[1:] == ("opt",) and "optimizer" in values:
-            path, text = (name, "optimizer"), text.replace("opt=", "optimizer=", 1)
-        raise SettingError(text, path) from None
-
-
-def _inherited(own: Any, training: Training) -> dict[str, Any]:
-    """What a pretraining takes from the training: everything that it does not replace."""
-    own = own if isinstance(own, Mapping) else {}
-    replaced = {"judge"}
-    for names in (("epochs", "steps"), ("opt", "optimizer")):
-        replaced |= set(names) if any(own.get(name) is not None for name in names) else set()
-    return {name: value for name, value in training if name not in replaced}
-
-
-def _regularizations(value: Any) -> Any:
-    """The axis: each of its values with its place."""
-    if not isinstance(value, (list, tuple)):
-        with _within("regularization"):
-            return [regularizers(value)]
-    found = []
-    for index, each in enumerate(value):
-        with _within("regularization", index):
-            found.append(regularizers(each))
-    return found
+# Its errors
 
 
 def _check_keys(section: str, values: Mapping[str, Any]) -> None:
     """:raises SettingError: if a key is unknown: with what it may have meant, or where it belongs."""
-    model: type[Config] = {"training": Training, "pretraining": Pretraining}.get(section, Grid)
+    kinds: dict[str, type[Config]] = {"training": Training, "pretraining": Pretraining}
+    model = kinds.get(section, Grid)
     known = [name for name in model.model_fields if section != "pretraining" or name not in _OF_THE_STUDY]
     others = (*Training.model_fields, "optimizer")
     for key in map(str, values):
@@ -576,13 +548,17 @@ def _check_keys(section: str, values: Mapping[str, Any]) -> None:
             names = [*known, "optimizer"] if section else known
             advice = suggest(key.replace("-", "_"), names, cutoff=0.6)
         under = f" under {section}" if section else ""
-        raise SettingError(f"unknown key {_shown(key)}{under}; {advice}", (section, key) if section else (key,))
+        raise SettingError(f"unknown key {_shown(key)}{under}; {advice}", (key,))
 
 
-def _explained(error: ValidationError) -> SettingError:
-    """The first of pydantic's errors about an axis in one line, with its place."""
+def _explained(error: ValidationError, values: Mapping[str, Any]) -> SettingError:
+    """The first of pydantic's errors in one line, with its place."""
     found = error.errors(include_url=False)[0]
-    path, value = tuple(found["loc"]), found["input"]
+    if len(found["loc"]) == 2 and not isinstance(values[str(found["loc"][0])], (list, tuple)):
+        found["loc"] = found["loc"][:1]  # one value is no list
+    if (cause := cause_of(found)) is not None:
+        return cause
+    path, value = found["loc"], found["input"]
     reason = found["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
     if not reason.startswith("must"):  # it names the value itself
         return SettingError(reason, path)

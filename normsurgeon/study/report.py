@@ -19,24 +19,26 @@ from normsurgeon.render.document import (
     Facts,
     Finding,
     Findings,
+    Medium,
     Notes,
     Section,
     Table,
     Value,
 )
-from normsurgeon.render.formatting import DASH, percent, plural, shown
+from normsurgeon.render.formatting import DASH, joined, percent, plural, shown
 from normsurgeon.render.presentable import Presentable
 from normsurgeon.study import figures, statistics
 from normsurgeon.study.findings import (
     TITLES,
     StudyFinding,
+    cell_label,
     findings,
     rate_range,
     setting_label,
     value_label,
 )
 from normsurgeon.study.records import AXES, LOST, Results, finite
-from normsurgeon.study.statistics import CLOSE, Comparison, Crossing, Rank, Row, axis_order, setting_of
+from normsurgeon.study.statistics import CLOSE, Comparison, Crossing, Rank, Row, axis_order
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -90,21 +92,22 @@ class StudyReport(Presentable):
         """The documented JSON (docs/study.md): plain types, every key always there, nan and infinity as None."""
         results = self.results
         axes = {axis: _values(results, axis) for axis in results.varying()}
-        axes |= {key: [dict(value) for value in axes[key]] for key in ("regularization",) if key in axes}
-        return {
+        if "regularization" in axes:
+            axes["regularization"] = list(map(dict, axes["regularization"]))
+        return finite({
             "format": "normsurgeon-study",
             "version": 1,
             "study": {"name": results.name, "title": results.title, "axes": axes, "norms": _values(results, "norm"),
                       "seeds": _values(results, "seed")},
-            "training": finite(results.training),
+            "training": results.training,
             "counts": results.counts(),
             "table": [row.to_dict() for row in self.table],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "ranking": [rank.to_dict() for rank in self.ranking],
             "crossings": [crossing.to_dict() for crossing in self.crossings],
-            "findings": [finite(asdict(finding)) for finding in self.findings],
-            "cells": [finite(outcome.to_dict()) for outcome in results.outcomes],
-        }  # fmt: skip
+            "findings": list(map(asdict, self.findings)),
+            "cells": [outcome.to_dict() for outcome in results.outcomes],
+        })  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write ``.html`` (one self-contained page) or ``.json``, whole or not at all; returns the path.
@@ -134,36 +137,31 @@ class StudyReport(Presentable):
     def document(self) -> Document:
         """What there is to show."""
         results = self.results
-        compared = [*_comparison_tables(self.comparisons)]
-        differences = figures.difference_chart(self.comparisons)
-        by_size = [crossing for crossing in self.crossings if crossing.axis == "batch_size"]
-        others = [_crossing_table(crossing) for crossing in self.crossings if crossing.axis != "batch_size"]
-        curves = figures.curve_chart(results)
         listed = Findings(tuple(Finding(f.text, f.severity, f.kind) for f in self.findings), empty="")
-        batch: list[Block] = [_crossing_table(crossing) for crossing in by_size]
-        if any(it.mean is not None for crossing in by_size for it, _ in crossing.cells.values()):
-            batch.insert(0, figures.batch_chart(results, by_size[0]))
+        others = (_crossing_table(crossing) for crossing in self.crossings if crossing.axis != "batch_size")
         settings = tuple((name.replace("_", " "), shown(value)) for name, value in results.training.items())
-        parts: tuple[tuple[str, str, list[Block | None]], ...] = (
-            ("findings", "What this study shows", [listed, _ranking_table(self.ranking)]),
-            ("batch", "Batch size", [*batch]),
-            ("rates", "Learning rate", [*_rate_blocks(results)]),
-            ("comparisons", "Comparisons", [differences if compared else None, *compared]),
-            ("crossings", "Norm × everything else", [*others]),
-            ("curves", "Training", [curves]),
-            ("layers", "Layers", [*_layer_blocks(results)]),
-            ("every-layer", "Every layer", [*_layer_tables(results)]),
-            ("cells", "Every cell", [_cell_table(results, self.table) if self.table else None]),
-            ("lost", "Runs without a result", [_lost_table(results)]),
-            ("method", "How it was computed", [Notes(METHOD)]),
-            ("settings", "Training settings", [Facts(settings) if settings else None]),
+        parts: tuple[tuple[str, str, Iterable[Block | None], frozenset[Medium] | None], ...] = (
+            ("findings", "What this study shows", (listed, _ranking_table(self.ranking)), None),
+            ("batch", "Batch size", _batch_blocks(results, self.crossings), None),
+            ("rates", "Learning rate", _rate_blocks(results), None),
+            ("comparisons", "Comparisons", _comparison_blocks(self.comparisons), None),
+            ("crossings", "Norm × everything else", others, None),
+            ("curves", "Training", (figures.curve_chart(results),), None),
+            ("layers", "Layers", _layer_blocks(results), None),
+            ("every-layer", "Every layer", _layer_tables(results), frozenset({"page", "text", "notebook"})),
+            ("cells", "Every cell", (_cell_table(results, self.table) if self.table else None,), None),
+            ("lost", "Runs without a result", (_lost_table(results),), None),
+            ("method", "How it was computed", (Notes(METHOD),), frozenset({"page"})),
+            ("settings", "Training settings", (Facts(settings) if settings else None,), None),
         )
-        sections = [(name, title, tuple(b for b in blocks if b is not None)) for name, title, blocks in parts]
-        only = {"method": frozenset({"page"}), "every-layer": frozenset({"page", "text", "notebook"})}
+        sections = (
+            Section(name, title, tuple(block for block in blocks if block is not None), only)
+            for name, title, blocks, only in parts
+        )
         return Document(
             "normsurgeon study",
             results.title or results.name,
-            tuple(Section(n, title, blocks, only.get(n)) for n, title, blocks in sections if blocks),  # type: ignore[arg-type]
+            tuple(section for section in sections if section.blocks),
             results.name if results.title else "",
             (Facts(_facts(results)),),
         )
@@ -234,8 +232,9 @@ def _ranking_table(ranking: tuple[Rank, ...]) -> Table | None:
     return Table(tuple(columns), tuple(rows), "Ranking", note)
 
 
-def _comparison_tables(compared: tuple[Comparison, ...]) -> Iterator[Table]:
+def _comparison_blocks(compared: tuple[Comparison, ...]) -> Iterator[Block | None]:
     """Every two norms: overall, their slopes, at the best learning rate, and setting by setting."""
+    yield figures.difference_chart(compared)
     holm = "Holm p is adjusted for all comparisons in this family"
     kinds: tuple[tuple[str, str, str], ...] = (
         ("overall", "Norms compared, overall", "Points of accuracy, paired by seed; each seed's differences are "
@@ -266,6 +265,14 @@ def _comparison_tables(compared: tuple[Comparison, ...]) -> Iterator[Table]:
             yield Table((head, *columns), tuple(rows), title, note + star, terminal_rows=_TERMINAL_ROWS)
 
 
+def _batch_blocks(results: Results, crossings: tuple[Crossing, ...]) -> Iterator[Block]:
+    for crossing in crossings:
+        if crossing.axis == "batch_size":
+            if any(it.mean is not None for it, _ in crossing.cells.values()):
+                yield figures.batch_chart(results, crossing)
+            yield _crossing_table(crossing)
+
+
 def _crossing_table(crossing: Crossing) -> Table:
     """Norm × axis, in per cent: a row for each level, a column for each norm."""
     known = {key: cell for key, cell in crossing.cells.items() if cell[0].mean is not None}
@@ -282,8 +289,7 @@ def _crossing_table(crossing: Crossing) -> Table:
     rows = tuple((value_label(crossing.axis, level), *(text(level, norm) for norm in norms)) for level in levels)
     over = f"averaged over {crossing.settings} other settings" if crossing.settings > 1 else ""
     seeds = max((it.n for it, _ in crossing.cells.values()), default=0)
-    words = ("Accuracy in per cent ± half the 95 % interval", over, plural(seeds, "seed"))
-    note = ", ".join(word for word in words if word) + "."
+    note = joined(("Accuracy in per cent ± half the 95 % interval", over, plural(seeds, "seed")), ", ") + "."
     alone = [norm for norm in axis_order("norm", (norm for _, norm in crossing.cells)) if norm not in norms]
     if not norms:
         note = "No setting has a result for every norm with the same seeds."
@@ -349,9 +355,8 @@ def _cell_table(results: Results, table: tuple[Row, ...]) -> Table:
     lost = [kind for kind in LOST if any(row.lost[kind] for row in table)]
     rows = []
     for row in table:
-        label = ", ".join(x for x in (row.cell.norm, setting_label(setting_of(row.cell, axes))) if x)
         it = row.estimate
-        rows.append((label, percent(it.mean), _plus_minus("", it.ci) or DASH, it.n, points(it.sd),
+        rows.append((cell_label(row.cell, axes), percent(it.mean), _plus_minus("", it.ci) or DASH, it.n, points(it.sd),
                      *_counts(lost, row.lost)))  # fmt: skip
     note = "Means over the seeds that finished, and Student's 95 % interval. sd is in points."
     columns = [Column("cell"), Column("accuracy", "number"), Column("95 % CI", "number"), Column("n", "count"),
@@ -365,8 +370,8 @@ def _lost_table(results: Results) -> Table | None:
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for run in results.outcomes:
         if run.status != "done":
-            label = ", ".join(x for x in (run.cell.norm, setting_label(setting_of(run.cell, axes))) if x)
-            seeds.setdefault((label, run.status, run.reason or DASH), []).append(run.cell.seed)
+            key = cell_label(run.cell, axes), run.status, run.reason or DASH
+            seeds.setdefault(key, []).append(run.cell.seed)
     if not seeds:
         return None
     rows = tuple((label, status, ", ".join(map(str, sorted(at))), why) for (label, status, why), at in seeds.items())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from normsurgeon._util.one_line import one_line
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.data.preprocessing import Zca
@@ -260,8 +261,7 @@ def _problem(grid: Grid, cell: Cell) -> str | None:
     except UsageError as error:
         return str(error)
     except Exception as error:  # whatever a network raises for images of a size that it does not take
-        text = " ".join(str(error).split())[:160]
-        return f"{cell.model} takes no images of {' × '.join(map(str, shape))} ({type(error).__name__}: {text})"
+        return f"{cell.model} takes no images of {' × '.join(map(str, shape))} ({one_line(error, 160)})"
     return None
 
 

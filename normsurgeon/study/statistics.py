@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from normsurgeon._util.estimates import ALPHA, Estimate, Interval, estimate, holm, paired
 from normsurgeon.norms.target_names import TARGET_NAMES
-from normsurgeon.study.records import AXES, LOST, Cell, Epoch, Outcome, Results, finite
+from normsurgeon.study.records import AXES, LOST, Cell, Epoch, Outcome, Results
 
 Setting = tuple[tuple[str, Any], ...]
 """(axis, value) pairs, of the axes that vary."""
@@ -83,6 +83,14 @@ class Scores:
     def diverged(self, block: Block, arm: int) -> int:
         """How many of an arm's runs in the block diverged."""
         return int(self.diverged_SAK[:, arm][np.ix_(block.settings, block.seeds)].sum())
+
+    def averaged(self) -> tuple[Block, dict[Any, tuple[Estimate, int]]]:
+        """The block of all arms that have a score; and each arm's estimate over its seeds, and its diverged runs."""
+        scored, block = self.scored, self.complete(self.scored)
+        return block, {
+            arm: (estimate(self.per_seed(block, i) if i in scored else []), self.diverged(block, i))
+            for i, arm in enumerate(self.arms)
+        }
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """All axes but the seed, and the numbers, in one flat object."""
         axes, it = {k: v for k, v in self.cell.to_dict().items() if k != "seed"}, self.estimate
-        return finite({**axes, "mean": it.mean, "ci": it.ci, "sd": it.sd, "n": it.n, **self.lost})
+        return {**axes, "mean": it.mean, "ci": it.ci, "sd": it.sd, "n": it.n, **self.lost}
 
 
 @dataclass(frozen=True)
@@ -229,7 +237,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         setting = {axis: dict(value) if axis == "regularization" else value for axis, value in self.setting}
-        return finite({**asdict(self), "setting": setting, "significant": self.significant, "better": self.better})
+        return {**asdict(self), "setting": setting, "significant": self.significant, "better": self.better}
 
 
 @dataclass(frozen=True)
@@ -250,8 +258,8 @@ class Rank:
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""
         it = self.estimate
-        return finite({"norm": self.norm, "rank": self.rank, "worse_than": self.worse_than, "mean": it.mean,
-                       "ci": it.ci, "n": it.n, "settings": self.settings, **self.lost})  # fmt: skip
+        own = {key: value for key, value in vars(self).items() if key not in ("estimate", "lost")}
+        return {**own, "mean": it.mean, "ci": it.ci, "n": it.n, **self.lost}
 
 
 @dataclass(frozen=True)
@@ -272,7 +280,7 @@ class Crossing:
             {self.axis: level, "norm": norm, "mean": it.mean, "ci": it.ci, "n": it.n, "diverged": diverged}
             for (level, norm), (it, diverged) in self.cells.items()
         ]
-        return finite({"axis": self.axis, "settings": self.settings, "lost": self.lost, "cells": cells})
+        return {**vars(self), "cells": cells}
 
 
 def table(results: Results) -> tuple[Row, ...]:
@@ -389,13 +397,12 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
     """The norms from the best to the lowest; give ``compared`` if it is known already."""
     it = arranged(results)
     overall = [c for c in (comparisons(results) if compared is None else compared) if c.scope == "overall"]
-    scored, block = it.scored, it.complete(it.scored)
+    scored, (block, cells) = [it.arms[i] for i in it.scored], it.averaged()
     ranks = []
-    for arm, (norm,) in enumerate(it.arms):
+    for (norm,), (mean, _) in cells.items():
         mine = [c for c in overall if norm in (c.a, c.b)]
         above = tuple(c.better for c in mine if c.better is not None and c.better != norm)
-        known = arm in scored and (len(scored) == 1 or any(c.p is not None for c in mine))
-        mean = estimate(it.per_seed(block, arm) if arm in scored else [])
+        known = (norm,) in scored and (len(scored) == 1 or any(c.p is not None for c in mine))
         lost = _lost(outcome for outcome in results.outcomes if outcome.cell.norm == norm)
         ranks.append(Rank(norm, 1 + len(above) if known else None, above, mean, len(block.settings), lost))
     none = math.inf
@@ -404,12 +411,7 @@ def ranking(results: Results, compared: Sequence[Comparison] | None = None) -> t
 
 def crossing(results: Results, axis: str) -> Crossing:
     """Accuracy by the axis' levels and the norms, with everything else averaged over alike."""
-    it = arranged(results, (axis, "norm"))
-    scored, block = it.scored, it.complete(it.scored)
-    cells = {
-        (level, norm): (estimate(it.per_seed(block, i) if i in scored else []), it.diverged(block, i))
-        for i, (level, norm) in enumerate(it.arms)
-    }
+    block, cells = arranged(results, (axis, "norm")).averaged()
     return Crossing(axis, len(block.settings), block.lost, cells)
 
 
@@ -467,15 +469,11 @@ def rate_curves(results: Results) -> tuple[RateCurve, ...]:
     """
     if "lr" not in setting_axes(results):
         return ()
-    it = arranged(results, ("start", "norm", "lr"))
-    block = it.complete(it.scored)
+    block, cells = arranged(results, ("start", "norm", "lr")).averaged()
     found: dict[tuple[str, str], list[Point]] = {}
-    for arm in it.scored if len(block.seeds) else ():
-        start, norm, rate = it.arms[arm]
-        made = estimate(it.per_seed(block, arm))
-        assert made.mean is not None
-        point = Point(rate, made.mean, made.ci, made.n, it.diverged(block, arm))
-        found.setdefault((start, norm), []).append(point)
+    for (start, norm, rate), (it, diverged) in cells.items():
+        if it.mean is not None:
+            found.setdefault((start, norm), []).append(Point(rate, it.mean, it.ci, it.n, diverged))
     return tuple(RateCurve(*key, len(block.settings), tuple(points)) for key, points in found.items())
 
 
