@@ -268,15 +268,22 @@ def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
 
 
 def rebuild(
-    state: StateDict, origin: Origin, where: str, model: nn.Module, on_message: Callable[[str], None]
+    state: StateDict,
+    origin: Origin,
+    where: str,
+    model: nn.Module,
+    on_message: Callable[[str], None],
+    prefix: str | None = None,
 ) -> nn.Module:
     """Replay a checkpoint's plans on ``model``, in place, and load strictly.
+
+    prefix  of several networks in the file, the one to take
 
     :raises CheckpointError: when the tensors do not fit.
     :raises ConversionError: when the plans were made for another architecture.
     """
     model = _replayed(model, origin)
-    load_state_dict_into(model, state, where, on_message)
+    load_state_dict_into(model, state, where, on_message, prefix)
     if origin.data:
         model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]
     return attach_origin(model, origin).eval()

@@ -39,7 +39,8 @@ def read_file(path: str | os.PathLike[str]) -> tuple[StateDict, dict[str, Any]]:
     """The tensors of a ``.safetensors`` or pickled file, and everything else in it.
 
     Of a file that normsurgeon did not write these are all tensors, also those in dictionaries within it, by their whole
-    names: ``state_dict.net.conv1.weight``. A folder or an index of shards is read as the file of weights that it stands for.
+    names: ``state_dict.net.conv1.weight``. A folder of Hugging Face stands for the file of weights in it, and an index
+    for its shards.
 
     :raises CheckpointError: no such file, truncated, not a checkpoint, or a pickle that holds code.
     """
