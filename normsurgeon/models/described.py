@@ -17,8 +17,13 @@ from normsurgeon.models.prefixes import find
 from normsurgeon.models.registry import ModelSource
 from normsurgeon.models.state_dict import StateDict
 
-_PREPROCESSING = {"mean": (list,), "std": (list,), "input_size": (list,), "crop_pct": (int, float)} | {
-    key: (str,) for key in ("interpolation", "crop_mode")
+_PREPROCESSING = {
+    "mean": (list,),
+    "std": (list,),
+    "input_size": (list,),
+    "crop_pct": (int, float),
+    "interpolation": (str,),
+    "crop_mode": (str,),
 }
 _CONSTRUCTOR = {"num_classes": int, "global_pool": str}
 """Of what a ``config.json`` says, what goes to timm's constructor; the channels are read from the weights."""
@@ -57,8 +62,8 @@ def differing_arguments(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
     classes = {(ours[0], theirs[0]) for ours, theirs in heads.values()}
     if len(heads) + len(stems) < len(pairs) or len(classes) > 1 or len(stems) > 1:
         return {}
-    arguments = {"num_classes": theirs for _, theirs in classes}
-    return arguments | {"in_chans": theirs[1] for _, theirs in stems.values()}
+    arguments = [("num_classes", theirs) for _, theirs in classes]
+    return dict(arguments + [("in_chans", theirs[1]) for _, theirs in stems.values()])
 
 
 def takes_argument(source: ModelSource, name: str) -> bool:

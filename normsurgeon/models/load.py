@@ -37,7 +37,8 @@ def load(
     """A model in eval mode, with its real weights.
 
     spec            a timm name (``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:timm/…``), ``torchvision:resnet50``,
-                    ``package.module:callable``, ``demo``, a checkpoint file, or a folder of timm's on the Hugging Face hub
+                    ``package.module:callable``, ``demo``, a checkpoint file, or a folder as timm writes it for the
+                    Hugging Face hub
     pretrained      False: the architecture with random weights
     weights         a file of weights to load instead of the published ones; a checkpoint's plans are replayed
     weights_prefix  of several networks in the file of weights, the one whose tensors begin so (``"student"``)

@@ -73,9 +73,8 @@ def find(own: Iterable[str], state: Mapping[str, Tensor], where: str, wanted: st
     known = {name for name in names if not is_batch_counter(name)}
     counts = _overlaps(known, state)
     covering = [prefix for prefix, count in counts.items() if count == len(known)] if known else [""]
-    if wanted is not None:
-        covering = _chosen(wanted, covering, state, where)
-    places = [_found(prefix, names, state, covering) for prefix in covering]
+    chosen = covering if wanted is None else _chosen(wanted, covering, state, where)
+    places = [_found(prefix, names, state, covering) for prefix in chosen]
     places = [place for place in places if place.whole] or places
     if len(places) > 1:
         return _of_several(places, state, where)

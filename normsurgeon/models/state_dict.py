@@ -101,11 +101,10 @@ def load_state_dict_into(
         problem = _problem(key, fitted[key], tensor)
         if problem is not None:
             raise CheckpointError(f"{where} does not fit {type(model).__name__}: {problem}")
-    # The versions of modules' formats; without them those of torchvision's MNASNet refuse what they wrote themselves.
     new = OrderedDict({**whole, **fitted})
-    versions = getattr(whole, "_metadata", {})
-    known = getattr(state, "_metadata", {})
-    new._metadata = {name: {**version, **known.get(name, {})} for name, version in versions.items()}  # type: ignore[attr-defined]
+    # The versions of modules' formats; without them torchvision's MNASNet refuses what it wrote itself.
+    versions, known = _versions(whole), _versions(fitted)
+    new._metadata = {name: known.get(name, version) for name, version in versions.items()}  # type: ignore[attr-defined]
     try:
         model.load_state_dict(new, strict=True)
     except (RuntimeError, ValueError) as error:
@@ -128,7 +127,14 @@ def fit(
     if found is not None and found.whole:
         if found.message is not None:
             on_message(f"{where}: {found.message}")
-        return {**counters, **found.under(state)}
+        fitted: StateDict = OrderedDict({**counters, **found.under(state)})
+        start, known = found.prefix, _versions(state)
+        fitted._metadata = {  # type: ignore[attr-defined]
+            f"{name}.".removeprefix(start).rstrip("."): entry
+            for name, entry in known.items()
+            if f"{name}.".startswith(start)
+        }
+        return fitted
     parts = ((start, _in_order(own, part)) for start, part in _parts(state))
     alike = {start: part for start, part in parts if part is not None and prefix in (None, start.rstrip("."))}
     if len(alike) > 1:
@@ -215,7 +221,7 @@ def _dictionaries(
             yield from _dictionaries(value, seen, f"{prefix}{key}.", depth + 1)
 
 
-def _versions(part: Mapping[Any, Any], prefix: str) -> dict[str, dict[str, int]]:
+def _versions(part: Mapping[Any, Any], prefix: str = "") -> dict[str, dict[str, int]]:
     """The versions of modules' formats that a state dict carries, by the modules' names."""
     found = getattr(part, "_metadata", None)
     if not isinstance(found, dict):
@@ -235,8 +241,7 @@ def _plain_names(state: StateDict) -> StateDict:
     renamed: StateDict = OrderedDict((plain(key), value) for key, value in state.items())
     if len(renamed) < len(state):
         return state
-    versions = getattr(state, "_metadata", {})
-    renamed._metadata = {plain(f"{key}.").rstrip("."): entry for key, entry in versions.items()}  # type: ignore[attr-defined]
+    renamed._metadata = {plain(f"{key}.").rstrip("."): entry for key, entry in _versions(state).items()}  # type: ignore[attr-defined]
     return renamed
 
 
