@@ -241,3 +241,38 @@ def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: 
     loaded = ns.load("trap_nets:build", weights=path, on_message=no_say)
     assert same_function(loaded, result.model, torch.randn(2, 3, 16, 16))
     assert origin_of(loaded).plans == (result.plan,)
+
+
+# Networks made in Python, and the bytes of a file
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_is_the_same_bytes_each_time(tmp_path, ending: str) -> None:
+    torch.manual_seed(0)
+    model = ns.load("test_resnet", pretrained=False)
+    one, other = (ns.save(model, tmp_path / f"{name}{ending}") for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_a_network_of_torchvision_made_in_python_comes_back_by_name(tmp_path, classes: int) -> None:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = models.shufflenet_v2_x0_5(num_classes=classes).eval()
+    result = ns.convert(model, to="gn", verdict=False, balance=False, example_inputs=torch.zeros(2, 3, 64, 64))
+    loaded = ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say), on_message=no_say)
+    assert origin_of(loaded).source.name == "shufflenet_v2_x0_5"
+    assert same_function(loaded, result.model, torch.randn(1, 3, 64, 64))
+
+
+def test_a_network_of_torchvision_with_another_layer_is_said_to_be_unknown_when_it_is_saved(tmp_path) -> None:
+    from torchvision import models
+
+    model, said = models.shufflenet_v2_x0_5(num_classes=7), []
+    model.fc = nn.Sequential(model.fc, nn.ReLU())
+    ns.save(model, tmp_path / "net.pt", on_message=said.append)
+    assert said == [
+        f"{tmp_path / 'net.pt'}: ShuffleNetV2 is none of timm's or torchvision's networks, and its architecture is "
+        "not in the file: loading it takes load(path, model=one built alike)"
+    ]

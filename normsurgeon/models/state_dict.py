@@ -9,6 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -101,14 +102,24 @@ def load_state_dict_into(
         problem = _problem(key, fitted[key], tensor)
         if problem is not None:
             raise CheckpointError(f"{where} does not fit {type(model).__name__}: {problem}")
-    new = OrderedDict({**whole, **fitted})
-    # The versions of modules' formats; without them torchvision's MNASNet refuses what it wrote itself.
-    versions, known = _versions(whole), _versions(fitted)
-    new._metadata = {name: known.get(name, version) for name, version in versions.items()}  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(new, strict=True)
+        restore_(model, {**whole, **fitted}, _versions(fitted))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{where} does not fit {type(model).__name__}: {one_line(error)}") from error
+
+
+def restore_(
+    model: nn.Module, state: Mapping[str, Any], versions: Mapping[str, dict[str, int]] = MappingProxyType({})
+) -> None:
+    """``load_state_dict``, strictly, of values by name, in place.
+
+    versions  of modules' formats, where they are not the model's own; a plain dictionary carries none, and without them
+              torchvision's MNASNet refuses what it wrote itself
+    """
+    new = OrderedDict(state)
+    own = _versions(model.state_dict())
+    new._metadata = {name: versions.get(name, version) for name, version in own.items()}  # type: ignore[attr-defined]
+    model.load_state_dict(new, strict=True)
 
 
 def fit(
@@ -160,6 +171,12 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         tensors[key] = tensor.clone(memory_format=torch.contiguous_format) if address in seen else tensor.contiguous()
         seen.add(address)
     save_file(tensors, path, metadata=dict(metadata))
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    """``torch.save``, but the same bytes under every name: into a file that it opens itself it writes the name."""
+    with open(path, "wb") as file:
+        torch.save(content, file)
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
