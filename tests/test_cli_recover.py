@@ -29,7 +29,7 @@ def test_calibrate_and_reconstruct_are_done_and_told(digits_network: Path, tmp_p
     assert document["history"][0]["images"] == 64
     assert document["history"][1]["images"] + document["history"][1]["held_out"] == 64
     assert origin_of(ns.load(output)).history[0]["event"] == "calibrate"
-    told = run(*arguments, "--calibrate", "digits")
+    told = run(*arguments, "--force", "--calibrate", "digits")
     assert "norms (" in told.stdout
     assert "on 64 images, 3 forward passes" in told.stdout
 

@@ -139,7 +139,7 @@ def save(
     *,
     on_message: Callable[[str], None] = warnings.warn,
 ) -> Path:
-    """Write a conversion to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``. Also a model, or ``swap_layers``'s result.
+    """Write a conversion (or a model, or a ``Swap``) to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``.
 
     Atomic, and the same bytes for the same network. ``on_message`` is called with one line if ``load`` will need more
     than the file; default: ``warnings.warn``.
