@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -38,11 +37,6 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_command_that_takes_a_model_says_how_it_is_made(command: str) -> None:
     known = {name for parameter in GROUP.commands[command].params for name in parameter.opts}
     assert known.issuperset(NETWORK_OPTIONS)
-
-
-def channels(result: Result) -> dict[str, object]:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 def test_classes_channels_and_arguments_go_to_the_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,12 +114,18 @@ def test_the_value_of_an_argument_is_read_as_python_writes_it(text: str, value: 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--model-args", "drop_rate"), r"--model-args takes KEY=VALUE, as in --model-args drop_rate=0.1, not 'drop_rate'"),
+        (
+            ("--model-args", "drop_rate"),
+            "--model-args takes KEY=VALUE, as in --model-args drop_rate=0.1, not 'drop_rate'",
+        ),
         (("--model-args", "a=1", "--model-args", "a=2"), r"--model-args a is given twice: leave one out"),
-        (("--model-args", "in_chans=1", "--in-chans", "1"), r"in_chans is given twice: leave out --model-args in_chans=1"),
+        (
+            ("--model-args", "in_chans=1", "--in-chans", "1"),
+            "in_chans is given twice: leave out --model-args in_chans=1",
+        ),
         (("--weights-prefix", "net"), r"weights_prefix='net' is of a file of weights, and none is given"),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_make_no_sense_are_one_line(arguments: tuple[str, ...], line: str) -> None:
     done = run("inspect", "test_resnet", *arguments)
     assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"error: {line}\n")
@@ -175,9 +175,9 @@ def test_force_replaces_a_file_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     options.check_output(tmp_path / "net.pt", force=True)
     options.check_output(tmp_path / "other.pt", force=False)
-    with pytest.raises(UsageError, match="net.pt is there already: give another name, or --force to replace it$"):
+    with pytest.raises(UsageError, match=r"net.pt is there already: give another name, or --force to replace it$"):
         options.check_output(tmp_path / "net.pt", force=False)
-    with pytest.raises(WriteError, match="it is a folder$"):
+    with pytest.raises(WriteError, match=r"it is a folder$"):
         options.check_output(tmp_path / "folder.pt", force=True)
 
 

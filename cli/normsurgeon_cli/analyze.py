@@ -41,7 +41,7 @@ def analyze(
     only: Annotated[
         str | None,
         typer.Option(
-            metavar="PARTS", help="Any of statistics,similarity,sensitivity. Default: all.", show_default=False
+            metavar="PARTS", help="Any of statistics, similarity, sensitivity. Default: all.", show_default=False
         ),
     ] = None,
     layers: Annotated[
@@ -50,7 +50,9 @@ def analyze(
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(metavar="KINDS", help="Any of norm,convolution,linear,block. Default: all.", show_default=False),
+        typer.Option(
+            metavar="KINDS", help="Any of norm, convolution, linear, block. Default: all.", show_default=False
+        ),
     ] = None,
     methods: Annotated[
         str | None,
