@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 import normsurgeon as ns
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.models import stand_ins
-from normsurgeon.models.state_dict import load_state_dict_into, read_file
+from normsurgeon.models.state_dict import load_state_dict_into, read_file, restore_
 
 NAME = "test_resnet"
 State = dict[str, Tensor]
@@ -433,6 +433,19 @@ def test_a_versioned_module_loads_what_it_wrote(tmp_path, ending: str) -> None:
     assert torch.equal(loaded.classifier[1].weight, model.classifier[1].weight)
     again = ns.load(ns.save(model, tmp_path / f"own{ending}"))
     assert torch.equal(again.classifier[1].weight, model.classifier[1].weight)
+
+
+def test_a_versioned_module_takes_back_a_plain_dictionary_of_its_weights() -> None:
+    """As fine-tuning keeps the best network: what is no state dict of torch's carries no versions."""
+    model = ns.load("torchvision:mnasnet0_5", pretrained=False, num_classes=3)
+    kept = {key: torch.zeros_like(value) for key, value in model.state_dict().items()}
+    restore_(model, kept)
+    assert not model.classifier[1].weight.any()
+
+
+def test_the_format_of_torch_before_archives_loads(state, tmp_path) -> None:
+    torch.save({"net": state}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(ns.load(NAME, weights=tmp_path / "w.pt").fc.weight, state["fc.weight"])
 
 
 class Halved(nn.Module):

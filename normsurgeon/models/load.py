@@ -21,7 +21,7 @@ from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settle
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.surgery.replacing import copy_model
 
-_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".index.json")
 
 
 def load(
@@ -64,6 +64,9 @@ def load(
         if weights_prefix is not None:
             raise UsageError(f"weights_prefix={weights_prefix!r} is of a file of weights, and none is given")
         loaded = build(source, pretrained=pretrained)
+        published = (getattr(loaded, "pretrained_cfg", None) or {}).get("num_classes")
+        if pretrained and source.kind == "timm" and kwargs.get("num_classes", 0) not in (0, published):
+            on_message(f"{spec}: the classifier has random weights: {kwargs['num_classes']} classes, not {published}")
         return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
     where = str(weights)
