@@ -151,8 +151,12 @@ def test_constructor_arguments_that_are_code_do_not_go_into_the_file(images_NCHW
 
 
 def test_a_model_made_by_hand_is_loaded_into_the_original(convnet, images_NCHW, tmp_path) -> None:
-    result = ns.convert(convnet, to="gn")
-    path = ns.save(result, tmp_path / "net.safetensors")
+    result, said = ns.convert(convnet, to="gn"), []
+    path = ns.save(result, tmp_path / "net.safetensors", on_message=said.append)
+    assert said == [
+        f"{path}: ConvNet is none of timm's or torchvision's networks, and its architecture is not in the file: "
+        "loading it takes load(path, model=the BatchNorm model)"
+    ]
     blank = ConvNet()
     assert same_function(ns.load(path, model=blank), result.model, images_NCHW)
     assert isinstance(blank.bn1, nn.BatchNorm2d)
@@ -173,7 +177,8 @@ def test_tied_weights_stay_tied(images_NCHW, tmp_path, ending: str) -> None:
 
     model = randomise_(Tied()).eval()
     result = ns.convert(model, to="ln")
-    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=model)
+    path = ns.save(result, tmp_path / f"net{ending}", on_message=lambda message: None)
+    loaded = ns.load(path, model=model)
     assert loaded.conv3 is loaded.conv2
     assert same_function(loaded, result.model, images_NCHW)
 

@@ -165,6 +165,8 @@ LOADS: dict[str, tuple[Callable[[State], Any], str | None]] = {
         lambda s: OrderedDict((k, nn.Parameter(v) if v.is_floating_point() else v) for k, v in s.items()),
         None,
     ),
+    "other names in a dictionary": (lambda s: {"state_dict": renamed(s), "epoch": 3}, "were matched in order"),
+    "other names under a prefix": (lambda s: {"state_dict": under("model.", renamed(s))}, "were matched in order"),
     "one network under two names": (lambda s: {"model": s, "best_model": dict(s)}, "took the tensors of model"),
 }
 

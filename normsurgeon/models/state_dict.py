@@ -287,13 +287,14 @@ def _problem(key: str, theirs: Tensor, own: Tensor) -> str | None:
 
 
 def _parts(state: Mapping[str, Tensor], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
-    """The file as a whole, and what begins alike in it, with the beginnings."""
-    yield prefix, dict(state)
+    """The file as a whole, and what begins alike in it, with the beginnings; what all begins alike is no whole."""
     groups: dict[str, StateDict] = {}
     for key, value in state.items():
         first, dot, rest = key.partition(".")
         if dot and depth < _DEEPEST:
             groups.setdefault(first, {})[rest] = value
+    if [len(group) for group in groups.values()] != [len(state)]:
+        yield prefix, dict(state)
     for first, group in groups.items():
         yield from _parts(group, f"{prefix}{first}.", depth + 1)
 
