@@ -95,7 +95,7 @@ def _maker(build: Build) -> Callable[[nn.Module, str], nn.Module]:
     """What makes the new layer for an old one and its path."""
     if isinstance(build, nn.Module):
         return lambda old, name: deepcopy_module(build)
-    if isinstance(build, type) and issubclass(build, nn.Module):
+    if isinstance(build, type):
         return lambda old, name: _made_like(build, old, name)
     if len(_required(build)) >= 2:
         return build
