@@ -160,8 +160,12 @@ def test_constructor_arguments_that_are_code_do_not_go_into_the_file(images_NCHW
 
 
 def test_a_model_made_by_hand_is_loaded_into_the_original(convnet, images_NCHW, tmp_path) -> None:
-    result = converted(convnet, to="gn")
-    path = ns.save(result, tmp_path / "net.safetensors")
+    result, messages = converted(convnet, to="gn"), []
+    path = ns.save(result, tmp_path / "net.safetensors", on_message=messages.append)
+    assert messages == [
+        f"{path}: ConvNet is none of timm's or torchvision's networks, and its architecture is not in the file: "
+        "loading it takes load(path, model=the BatchNorm model)"
+    ]
     blank = ConvNet()
     assert same_function(ns.load(path, model=blank), result.model, images_NCHW)
     assert isinstance(blank.bn1, nn.BatchNorm2d)
@@ -182,7 +186,8 @@ def test_tied_weights_stay_tied(images_NCHW, tmp_path, ending: str) -> None:
 
     model = randomise_(Tied()).eval()
     result = converted(model, to="ln")
-    loaded = ns.load(ns.save(result, tmp_path / f"net{ending}"), model=model)
+    path = ns.save(result, tmp_path / f"net{ending}", on_message=lambda message: None)
+    loaded = ns.load(path, model=model)
     assert loaded.conv3 is loaded.conv2
     assert same_function(loaded, result.model, images_NCHW)
 
@@ -250,3 +255,38 @@ def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: 
     loaded = ns.load("trap_nets:build", weights=path, on_message=no_say)
     assert same_function(loaded, result.model, torch.randn(2, 3, 16, 16))
     assert origin_of(loaded).plans == (result.plan,)
+
+
+# Networks made in Python, and the bytes of a file
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_is_the_same_bytes_each_time(tmp_path, ending: str) -> None:
+    torch.manual_seed(0)
+    model = ns.load("test_resnet", pretrained=False)
+    one, other = (ns.save(model, tmp_path / f"{name}{ending}") for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_a_network_of_torchvision_made_in_python_comes_back_by_name(tmp_path, classes: int) -> None:
+    from torchvision import models
+
+    torch.manual_seed(0)
+    model = models.shufflenet_v2_x0_5(num_classes=classes).eval()
+    result = ns.convert(model, to="gn", verdict=False, balance=False, example_inputs=torch.zeros(2, 3, 64, 64))
+    loaded = ns.load(ns.save(result, tmp_path / "net.pt", on_message=no_say), on_message=no_say)
+    assert origin_of(loaded).source.name == "shufflenet_v2_x0_5"
+    assert same_function(loaded, result.model, torch.randn(1, 3, 64, 64))
+
+
+def test_a_network_of_torchvision_with_another_layer_is_said_to_be_unknown_when_it_is_saved(tmp_path) -> None:
+    from torchvision import models
+
+    model, said = models.shufflenet_v2_x0_5(num_classes=7), []
+    model.fc = nn.Sequential(model.fc, nn.ReLU())
+    ns.save(model, tmp_path / "net.pt", on_message=said.append)
+    assert said == [
+        f"{tmp_path / 'net.pt'}: ShuffleNetV2 is none of timm's or torchvision's networks, and its architecture is "
+        "not in the file: loading it takes load(path, model=one built alike)"
+    ]

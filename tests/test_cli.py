@@ -209,6 +209,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None
             "--random-init",
             "--to",
             "gn",
+            "--force",
             "-o",
             path,
         ],

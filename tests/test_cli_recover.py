@@ -29,7 +29,7 @@ def test_calibrate_and_reconstruct_are_done_and_reported(digits_network: Path, t
     assert document["history"][0]["images"] == 64
     assert document["history"][1]["images"] + document["history"][1]["held_out"] == 64
     assert origin_of(ns.load(output)).history[0]["event"] == "calibrate"
-    result = run(*arguments, "--calibrate", "digits")
+    result = run(*arguments, "--force", "--calibrate", "digits")
     assert "norms (" in result.stdout
     assert "on 64 images, 3 forward passes" in result.stdout
 

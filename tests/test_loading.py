@@ -95,6 +95,16 @@ def test_a_torchvision_model_without_weights_downloads_no_backbone() -> None:
     assert isinstance(model, nn.Module)
 
 
+@pytest.mark.parametrize(("classes", "said"), [(7, True), (1000, False), (0, False)])
+def test_a_new_classifier_beside_published_weights_is_said_to_be_random(monkeypatch, classes: int, said: bool) -> None:
+    made = timm.create_model("test_resnet", num_classes=classes)
+    monkeypatch.setattr("normsurgeon.models.load.build", lambda source, pretrained: made)
+    messages = []
+    ns.load("test_resnet", num_classes=classes, on_message=messages.append)
+    line = "test_resnet: the classifier has random weights: 7 classes, not 1000"
+    assert messages == ([line] if said else [])
+
+
 # Functions of one's own
 
 

@@ -9,7 +9,7 @@ from conftest import ConvNet
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.errors import PatternError, UsageError
+from normsurgeon.errors import ConversionError, PatternError, UsageError
 
 
 def test_relu_becomes_silu_everywhere():
@@ -72,5 +72,90 @@ def test_what_matches_nothing_shows_what_was_there():
 
 
 def test_build_must_return_a_module():
+    with pytest.raises(UsageError, match=r"build returned dict for conv1; it must return an nn\.Module"):
+        ns.swap_layers(ConvNet(), nn.Conv2d, dict)
     with pytest.raises(UsageError, match=r"build returned NoneType for conv1; it must return an nn\.Module"):
         ns.swap_layers(ConvNet(), nn.Conv2d, lambda old: None)
+
+
+@pytest.mark.parametrize("build", [nn.SiLU, nn.SiLU(), lambda old: nn.SiLU()])
+def test_a_class_a_layer_and_a_function_all_say_what_takes_the_place(build):
+    swap = ns.swap_layers(ConvNet(), nn.ReLU, build)
+    assert type(swap.model.relu) is nn.SiLU
+    assert swap.model(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
+
+
+def test_a_class_gets_the_old_layers_settings_of_the_same_name():
+    class Fast(nn.Conv2d):
+        pass
+
+    old = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2, bias=False), nn.ReLU(inplace=True))
+    new = ns.swap_layers(ns.swap_layers(old, nn.Conv2d, Fast).model, nn.ReLU, nn.LeakyReLU).model
+    assert (type(new[0]), new[0].extra_repr(), new[0].bias) == (Fast, old[0].extra_repr(), None)
+    assert new[1].inplace
+
+
+def test_a_class_that_takes_a_layer_gets_the_old_one():
+    class Around(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+    model = ConvNet()
+    assert isinstance(ns.swap_layers(model, nn.Conv2d, Around).model.conv1.inner, nn.Conv2d)
+
+
+def test_no_place_shares_the_weights_of_a_layer_that_was_given():
+    given = nn.PReLU()
+    model = ns.swap_layers(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.ReLU, given).model
+    assert len({id(model[0].weight), id(model[1].weight), id(given.weight)}) == 3
+
+
+def test_an_instance_norm_gets_no_statistics_that_it_has_not_seen():
+    model = ns.swap_layers(nn.Sequential(nn.BatchNorm2d(4)), nn.BatchNorm2d, nn.InstanceNorm2d).model
+    assert (model[0].num_features, model[0].running_mean) == (4, None)
+
+
+@pytest.mark.parametrize(
+    ("build", "line"),
+    [
+        (
+            nn.GroupNorm,
+            r"^a GroupNorm cannot be made from the settings of bn1, a BatchNorm2d: it also needs num_groups, "
+            r"num_channels; give a function instead, as in lambda old: GroupNorm\(…\)$",
+        ),
+        (
+            nn.LayerNorm,
+            r"^a LayerNorm cannot be made from the settings of bn1, a BatchNorm2d: ",
+        ),
+    ],
+)
+def test_a_class_that_needs_other_settings_names_them(build, line):
+    with pytest.raises(UsageError, match=line):
+        ns.swap_layers(ConvNet(), nn.BatchNorm2d, build)
+
+
+def test_what_swapping_returns_can_be_converted_and_saved(tmp_path):
+    swap = ns.swap_layers(ConvNet().eval(), nn.ReLU, nn.SiLU)
+    said = []
+    saved = ns.load(ns.save(swap, tmp_path / "swap.pt", on_message=said.append), model=swap.model)
+    assert type(saved.relu) is nn.SiLU
+    result = ns.convert(swap, to="gn", verdict=False, example_inputs=torch.zeros(2, 3, 8, 8))
+    assert isinstance(result.model.bn1, nn.GroupNorm)
+    assert isinstance(result.model.relu, nn.SiLU)
+    assert isinstance(swap.model.bn1, nn.BatchNorm2d)
+    assert said == [
+        f"{tmp_path / 'swap.pt'}: ConvNet is none of timm's or torchvision's networks, and its architecture is "
+        "not in the file: loading it takes load(path, model=one built alike)"
+    ]
+
+
+@pytest.mark.parametrize("convert", [ns.convert, ns.convert_, ns.plan, lambda model, to: ns.inspect(model)])
+def test_a_name_is_not_taken_for_a_network(convert):
+    with pytest.raises(ConversionError, match=r"^'resnet18' is a name, not a module: convert normsurgeon.load"):
+        convert("resnet18", to="gn")
+
+
+def test_what_is_no_network_cannot_be_saved(tmp_path):
+    with pytest.raises(UsageError, match=r"^a str is no network: save takes a conversion or a torch.nn.Module$"):
+        ns.save("resnet18", tmp_path / "net.pt")

@@ -17,6 +17,10 @@ def no_say(message: str) -> None:
     raise AssertionError(f"nothing was to be said, and this was: {message}")
 
 
+def no_print(message: str) -> None:
+    """For what is said elsewhere."""
+
+
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -44,8 +48,12 @@ def test_a_state_dict_loads_however_it_is_wrapped(resnet, tmp_path, ending: str,
 
 def test_averaged_weights_are_preferred_to_the_raw_ones(resnet, tmp_path) -> None:
     raw = {key: torch.zeros_like(value) for key, value in resnet.state_dict().items()}
-    torch.save({"state_dict": raw, "state_dict_ema": resnet.state_dict()}, tmp_path / "w.pt")
-    assert same_weights(ns.load("test_resnet", weights=tmp_path / "w.pt"), resnet)
+    path, said = tmp_path / "w.pt", []
+    torch.save({"state_dict": raw, "state_dict_ema": resnet.state_dict()}, path)
+    assert same_weights(ns.load("test_resnet", weights=path, on_message=said.append), resnet)
+    others = "the others: --weights-prefix state_dict"
+    assert said == [f"{path}: took the averaged weights, state_dict_ema; {others}"]
+    assert not ns.load("test_resnet", weights=path, weights_prefix="state_dict", on_message=no_print).fc.weight.any()
 
 
 def test_a_file_older_than_the_batch_counters_loads_without_a_word(resnet, tmp_path) -> None:

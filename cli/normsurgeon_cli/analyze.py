@@ -14,10 +14,18 @@ from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, progress
+from normsurgeon_cli.network import Network, load, takes_network
+
+EXAMPLES = (
+    "normsurgeon analyze resnet50-gn.safetensors --baseline resnet50 --html report.html",
+    "normsurgeon analyze resnet50 --data FOLDER --only statistics --csv layers.csv",
+)
 
 
+@takes_network
 def analyze(
-    model: options.Model,
+    *,
+    network: Network,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Compare layer by layer with this model."),
@@ -31,7 +39,7 @@ def analyze(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PARTS", help="Any of statistics,similarity,sensitivity. Default: all."),
+        typer.Option(metavar="PARTS", help="Any of statistics, similarity, sensitivity. Default: all."),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -39,7 +47,7 @@ def analyze(
     ] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(metavar="KINDS", help="Any of norm,convolution,linear,block. Default: all."),
+        typer.Option(metavar="KINDS", help="Any of norm, convolution, linear, block. Default: all."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -53,15 +61,16 @@ def analyze(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as one page.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
+    force: options.Force = False,
     batch_size: options.BatchSize = 16,
     max_images: options.MaxImages = None,
-    sensitivity_images: Annotated[int, typer.Option(min=1, help="Images that sensitivity is measured with.")] = 32,
+    sensitivity_images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images that sensitivity is measured with.")
+    ] = 32,
     input_shape: options.InputShape = None,
     seed: Annotated[int, typer.Option(help="Of probes, noise and samples.")] = 0,
     device: options.Device = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = 0,
-    weights: options.Weights = None,
-    random_init: options.RandomInit = False,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Processes that decode images.")] = 0,
     json: Annotated[
         bool,
         typer.Option(
@@ -81,19 +90,17 @@ def analyze(
     for path, ending in files:
         if path.suffix != ending:
             raise UsageError(f"{path}: that file is the report as {ending[1:]}, and its name must end in {ending}")
-    from normsurgeon._util.files import check_writable
-
     for path, _ in files:
-        check_writable(path)
-    network = options.load(model, weights, random_init)
-    reference = options.load(baseline) if baseline is not None else None
+        options.check_output(path, force, (*network.inputs, baseline))
+    model, made = network.model, network.load()
+    reference = load(baseline) if baseline is not None else None
     import normsurgeon as ns
 
     if data is None:
         print_message("no --data given: looking at the demo photographs, a handful of images")
     with progress() as on_progress:
         report = ns.analyze(
-            network,
+            made,
             data or "demo",
             baseline=reference,
             **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},

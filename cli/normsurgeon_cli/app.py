@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -11,12 +12,28 @@ from normsurgeon_cli import analyze, convert, demo, evaluate, finetune, inspect,
 from normsurgeon_cli.boundary import guarded, set_debug
 from normsurgeon_cli.options import Command
 
+
+def _unwrapped(text: str | None) -> str:
+    """A docstring whose paragraphs are one line each, to be broken where the terminal ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
+
+
+def _listed(examples: Sequence[str]) -> str:
+    return "\n\n".join(("Examples:", *examples))
+
+
+EXAMPLES = ("normsurgeon demo", "normsurgeon convert resnet50 --to gn -o resnet50-gn.safetensors")
+
+COMMANDS = (inspect, convert, evaluate, predict, analyze, finetune, study, demo)
+
 app = typer.Typer(
     name="normsurgeon",
     help="Convert a network's BatchNorm layers to other norms, and keep its function.",
+    epilog=_listed(EXAMPLES),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -33,16 +50,19 @@ def root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and leave."
     ),
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error; after a command, too."),
 ) -> None:
-    """Convert a network's BatchNorm layers to other norms, and keep its function.
+    """Convert a network's BatchNorm layers to other norms, and keep its function."""
+    if debug:
+        set_debug(True)
 
-    Every command also takes --debug, for the whole traceback of an error.
-    """
 
-
-for module in (inspect, convert, evaluate, predict, analyze, finetune, study, demo):
+for module in COMMANDS:
     name = module.__name__.rpartition(".")[2]
-    app.command(name, cls=Command)(guarded(getattr(module, name)))
+    function = getattr(module, name)
+    app.command(name, cls=Command, help=_unwrapped(function.__doc__), epilog=_listed(module.EXAMPLES))(
+        guarded(function)
+    )
 
 
 def main() -> None:

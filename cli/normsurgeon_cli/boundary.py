@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ from normsurgeon_cli.console import error_line
 _state = {"debug": bool(os.environ.get("NORMSURGEON_DEBUG"))}
 
 INTERRUPTED = 130
+_DEBUG = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 
 
 def set_debug(on: bool) -> None:
@@ -25,10 +27,12 @@ def set_debug(on: bool) -> None:
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, with its errors turned into one line on standard error."""
+    """The command with ``--debug``, and with its errors turned into one line on standard error."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> Any:
+        if debug:
+            set_debug(True)
         try:
             result = command(*args, **kwargs)
             sys.stdout.flush()  # here, where a broken pipe is understood, and not at Python's exit
@@ -59,4 +63,9 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             error_line(f"unexpected {type(error).__name__}: {text}; --debug shows where (please report it)")
             raise typer.Exit(1) from None
 
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_DEBUG)
+    parameters = [*signature.parameters.values(), option]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run

@@ -14,6 +14,7 @@ from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, status
+from normsurgeon_cli.network import Network, takes_network
 from normsurgeon_cli.schema import with_settings
 
 PROBE_IMAGES = 64
@@ -21,11 +22,17 @@ PROBE_IMAGES = 64
 if TYPE_CHECKING:
     from normsurgeon.surgery.plan import ConversionPlan
 
+EXAMPLES = (
+    "normsurgeon convert resnet50 --to gn -o resnet50-gn.safetensors",
+    "normsurgeon convert resnet50 --to ln --calibrate FOLDER -o resnet50-ln.safetensors",
+)
 
+
+@takes_network
 @with_settings(ReconstructionConfig, only=("steps",))
 def convert(
     *,
-    model: options.Model,
+    network: Network,
     to: Annotated[
         str,
         typer.Option(metavar="TARGET", help="gn, ln, ln2d, in, rms, rms2d, affine or fold."),
@@ -34,6 +41,7 @@ def convert(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to write: .safetensors, .pt or .pth."),
     ] = None,
+    force: options.Force = False,
     groups: Annotated[
         str,
         typer.Option(metavar="N|auto", help="Groups of gn. auto: at most 32, at least 16 channels in each."),
@@ -87,8 +95,6 @@ def convert(
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
-    weights: options.Weights = None,
-    random_init: options.RandomInit = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the plan, one line a site; fetch no weights, write nothing."),
@@ -105,6 +111,9 @@ def convert(
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
     if settings and reconstruct is None:
         raise UsageError(f"--steps {settings['steps']} is of --reconstruct: add --reconstruct DATA, or leave it out")
+    for name, data in (("--calibrate", calibrate), ("--reconstruct", reconstruct)):
+        if data is not None and output is None and not dry_run:
+            raise UsageError(f"{name} {data} would be lost: add -o FILE, or --dry-run to see the plan alone")
     ReconstructionConfig(**settings)  # raises before minutes of download
     number = options.number_of_groups(groups)
     example = options.example_inputs(input_shape)
@@ -113,17 +122,16 @@ def convert(
 
     check_target(to)  # before minutes of download
     if output is not None and not dry_run:
-        from normsurgeon._util import files
-
-        files.check_writable(output)
+        options.check_output(output, force, (*network.inputs, calibrate, reconstruct, probe))
     for data in dict.fromkeys(filter(None, (calibrate, reconstruct, probe))):
         _look_for(data)
     import normsurgeon as ns
 
-    network = options.load(model, weights, random_init or (dry_run and weights is None))
+    model, random_init = network.model, network.random_init
+    made = network.load(random_init=random_init or (dry_run and network.weights is None))
     with status("planning …"):
         plan = ns.plan(
-            network,
+            made,
             to,
             name=model,
             groups=number,
@@ -142,9 +150,9 @@ def convert(
     if not dry_run:
         followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
-            images = _images(probe, network) if probe is not None else None
+            images = _images(probe, made) if probe is not None else None
             carry_out = ns.convert if followed else ns.convert_
-            result = carry_out(network, plan, check=check, verdict=not random_init, probe=images)
+            result = carry_out(made, plan, check=check, verdict=not random_init, probe=images)
         plan = result.plan or plan
         proofs = {name: getattr(result, name) for name in ("check", "verdict")}
         where = options.device_or_default(device)

@@ -11,11 +11,14 @@ from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress
 
+EXAMPLES = ("normsurgeon demo", "normsurgeon demo -o lite0-ln.pt --json")
+
 
 def demo(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where to write the ln conversion.")
     ] = Path("demo-ln.safetensors"),
+    force: options.Force = False,
     json: options.Json = False,
 ) -> None:
     """Watch a real pretrained network lose its BatchNorm and still recognise photographs. Offline, about a minute.
@@ -24,9 +27,7 @@ def demo(
     """
     from dataclasses import asdict
 
-    from normsurgeon._util.files import check_writable
-
-    check_writable(output)
+    options.check_output(output, force)
     with progress("converting and comparing") as on_progress:
         from normsurgeon_cli.demonstration import demonstrate
 

@@ -9,10 +9,18 @@ import typer
 from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import print_json, print_message, print_table, progress, score_rows
+from normsurgeon_cli.network import Network, load, takes_network
+
+EXAMPLES = (
+    "normsurgeon evaluate resnet50-gn.safetensors --data FOLDER --baseline resnet50",
+    "normsurgeon evaluate my_nets:build --weights best.pt --data FOLDER --json",
+)
 
 
+@takes_network
 def evaluate(
-    model: options.Model,
+    *,
+    network: Network,
     data: Annotated[
         str,
         typer.Option(
@@ -27,21 +35,19 @@ def evaluate(
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
-    weights: options.Weights = None,
-    random_init: options.RandomInit = False,
     json: options.Json = False,
 ) -> None:
     """Measure MODEL on images: top-1, top-5, mean loss, images a second.
 
     Under torchrun and accelerate launch the processes share the images.
     """
-    network = options.load(model, weights, random_init)
-    reference = options.load(baseline) if baseline is not None else None
+    model, made = network.model, network.load()
+    reference = load(baseline) if baseline is not None else None
     import normsurgeon as ns
 
     with progress("evaluating") as on_progress:
         result = ns.evaluate(
-            network,
+            made,
             data,
             baseline=reference,
             batch_size=batch_size,

@@ -18,12 +18,19 @@ from normsurgeon.render.document import Column, Table
 from normsurgeon.render.formatting import percent
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, program, progress, score_rows, status
+from normsurgeon_cli.network import Network, load, takes_network
 from normsurgeon_cli.schema import with_settings
 
 if TYPE_CHECKING:
     from normsurgeon.finetuning.record import FinetuneRecord
 
+EXAMPLES = (
+    "normsurgeon finetune resnet50 --to gn --data FOLDER --val FOLDER -o run",
+    "normsurgeon finetune resnet50-gn.safetensors --data FOLDER --teacher resnet50 -o run",
+)
 
+
+@takes_network
 @with_settings(
     FinetuneConfig,
     names={"train_what": "--train", "trackers": "--tracker"},
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
 )
 def finetune(
     *,
-    model: options.Model,
+    network: Network,
     data: Annotated[
         str,
         typer.Option(
@@ -55,12 +62,13 @@ def finetune(
         typer.Option("-o", "--output", metavar="DIR", help="The run's folder: state, best and last network, history."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
+    force: options.Force = False,
     num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Give the network a new head.")] = None,
     settings: dict[str, Any],
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=RUN)] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Processes that read images.", rich_help_panel=RUN)
+    ] = 0,
     device: options.Device = None,
-    weights: options.Weights = None,
-    random_init: options.RandomInit = False,
     json: options.Json = False,
 ) -> None:
     """Fine-tune MODEL on images, and recover what a conversion cost.
@@ -70,19 +78,22 @@ def finetune(
     """
     if to is None and groups != "auto":
         raise UsageError("--groups belongs to --to, which is not there")
+    for path in _written(output) if is_main_process() else ():
+        options.check_output(path, force or resume, (*network.inputs, teacher))
     with warnings.catch_warnings():
         if not is_main_process():  # its warnings would be repetitions
             warnings.simplefilter("ignore")
         from normsurgeon.finetuning.finetune import finetune as run
 
         FinetuneConfig(**settings)  # raises before minutes of download
-        network: Any = options.load(model, weights, random_init)
-        master: Any = options.load(teacher) if teacher is not None else "original"
+        model = network.model
+        made: Any = network.load()
+        master: Any = load(teacher) if teacher is not None else "original"
         if to is not None:
-            network = _converted(network, model, to, groups, random_init)
+            made = _converted(made, model, to, groups, network.random_init)
         with progress("fine-tuning", Figures()) as on_progress:
             tuned = run(
-                network,
+                made,
                 data,
                 val,
                 teacher=master,
@@ -100,6 +111,13 @@ def finetune(
         print_json(_document(record, model))
     else:
         _show(record, model)
+
+
+def _written(output: Path | None) -> list[Path]:
+    """What stands already in the run's folder where a network is to be written, unless a run is there."""
+    if output is None or (output / "state.pt").exists():
+        return []  # a run itself says that it is to be resumed
+    return [path for path in (output / "best.safetensors", output / "last.safetensors") if path.exists()]
 
 
 def _converted(network: Any, model: str, to: str, groups: str, random_init: bool) -> Any:

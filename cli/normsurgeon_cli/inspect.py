@@ -8,11 +8,15 @@ import typer
 
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table
+from normsurgeon_cli.network import Network, takes_network
+
+EXAMPLES = ("normsurgeon inspect resnet50", "normsurgeon inspect torchvision:mobilenet_v2 --json")
 
 
+@takes_network
 def inspect(
-    model: options.Model,
-    weights: options.Weights = None,
+    *,
+    network: Network,
     # What it does anyway: taken, since the other commands have taught people to say it.
     random_init: Annotated[bool, typer.Option("--random-init", hidden=True)] = False,
     input_shape: options.InputShape = None,
@@ -25,8 +29,8 @@ def inspect(
     import normsurgeon as ns
 
     example = options.example_inputs(input_shape)
-    network = options.load(model, weights, random_init=weights is None)
-    inventory = ns.inspect(network, name=model, example_inputs=example)
+    model = network.model
+    inventory = ns.inspect(network.load(random_init=network.weights is None), name=model, example_inputs=example)
     if json:
         print_json(inventory.to_dict())
         return

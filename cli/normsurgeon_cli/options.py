@@ -1,42 +1,28 @@
-"""The arguments that several commands share, and the loading that goes with them."""
+"""The arguments that several commands share, and the checks that go with them."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from normsurgeon.distributed import from_main_process, own_device, own_shard
+from normsurgeon.distributed import own_device
 from normsurgeon.errors import UsageError
-from normsurgeon_cli.console import print_message, status
 
-if TYPE_CHECKING:
-    from torch import nn
-
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A timm name (resnet50, resnet50.a1_in1k, hf-hub:…), torchvision:NAME, a checkpoint file, "
-        "package.module:callable, or demo.",
-        show_default=False,
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A state dict to load instead of the published weights.", show_default=False),
-]
-RandomInit = Annotated[bool, typer.Option("--random-init", help="The architecture alone, with random weights.")]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps; default: cuda where there is one.", show_default=False),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images that go through the network at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Images that go through the network at once.")]
 MaxImages = Annotated[
     int | None,
-    typer.Option(min=1, help="At most this many, spread evenly over the data. Default: all.", show_default=False),
+    typer.Option(
+        min=1, metavar="N", help="At most this many, spread evenly over the data. Default: all.", show_default=False
+    ),
 ]
 InputShape = Annotated[
     str | None,
@@ -50,8 +36,11 @@ InputShape = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")]
 
 
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")]
+
+
 class Command(TyperCommand):
-    """A command that also understands ``--json FILE.json``, where it has ``--json-file``."""
+    """A command that also understands ``--json FILE.json`` where it has ``--json-file``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options with an optional value are not click's: the one there is becomes two."""
@@ -65,18 +54,22 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-def load(model: str, weights: Path | None = None, random_init: bool = False) -> nn.Module:
-    """The model, with a spinner; what was assumed is printed on standard error."""
-    if weights is not None and random_init:
-        raise UsageError("--weights and --random-init exclude each other: leave one out")
-    with status(f"loading {model} …"):
-        import normsurgeon as ns
+def check_output(path: Path, force: bool, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Fail before the work: on an output that is an input, that is there already, or that cannot be written.
 
-        if random_init and own_shard().world > 1:
-            import torch
+    :raises UsageError: for the first two; ``force`` allows the second.
+    :raises WriteError: for the last.
+    """
+    from normsurgeon._util.files import check_writable
 
-            torch.manual_seed(from_main_process(torch.seed()))  # the same network in every process
-        return ns.load(model, weights=weights, pretrained=not random_init, on_message=print_message)
+    check_writable(path)
+    if not path.exists():
+        return
+    for given in inputs:
+        if given is not None and os.path.exists(given) and os.path.samefile(given, path):
+            raise UsageError(f"{path} is what this command reads: give another name to what it writes")
+    if not force:
+        raise UsageError(f"{path} is there already: give another name, or --force to replace it")
 
 
 def example_inputs(shape: str | None) -> Any:

@@ -10,18 +10,26 @@ import typer
 from normsurgeon.render.document import Column, Table, Value
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, print_table, progress
+from normsurgeon_cli.network import Network, takes_network
 
 if TYPE_CHECKING:
     from normsurgeon import Predictions
 
+EXAMPLES = (
+    "normsurgeon predict resnet50 photo.jpg",
+    "normsurgeon predict best.safetensors photos --classes FOLDER --top 3",
+)
 
+
+@takes_network
 def predict(
-    model: options.Model,
+    *,
+    network: Network,
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGE", help="Image files, and folders of them."),
     ],
-    top: Annotated[int, typer.Option(min=1, help="How many classes an image.")] = 5,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes an image.")] = 5,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -31,8 +39,6 @@ def predict(
     ] = None,
     batch_size: options.BatchSize = 32,
     device: options.Device = None,
-    weights: options.Weights = None,
-    random_init: options.RandomInit = False,
     json: options.Json = False,
 ) -> None:
     """Show the most probable classes of each IMAGE, with their probabilities."""
@@ -41,12 +47,12 @@ def predict(
     with explained_imports():
         from normsurgeon.inference.predict import image_files
     files = image_files(images)  # before the model: it may take minutes to fetch
-    network = options.load(model, weights, random_init)
+    model, made = network.model, network.load()
     import normsurgeon as ns
 
     with progress("predicting") as on_progress:
         result = ns.predict(
-            network,
+            made,
             files,
             top=top,
             classes=classes,

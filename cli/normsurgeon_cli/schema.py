@@ -45,7 +45,8 @@ def with_settings(
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
                 continue
             for name, field in chosen.items():
-                annotation = _option(field, types.get(name, required_type(field)), names.get(name))
+                flag = f"--{name.replace('_', '-')}" if field.default is False else None  # --no-compile says nothing
+                annotation = _option(field, types.get(name, required_type(field)), names.get(name, flag))
                 parameters.append(inspect.Parameter(name, parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

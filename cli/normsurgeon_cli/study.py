@@ -11,11 +11,17 @@ import typer
 
 from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon.render.document import Column, Table
+from normsurgeon_cli import options
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
 
 if TYPE_CHECKING:
     from normsurgeon._util.progress import Progress
     from normsurgeon.study.grid import Grid
+
+EXAMPLES = (
+    "normsurgeon study quick.yaml",
+    "normsurgeon study grid.yaml -o results --jobs 4 --html results.html",
+)
 
 
 def study(
@@ -36,7 +42,7 @@ def study(
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", min=1, help="Cells at once. Default: one for each core."),
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Cells at once. Default: one for each core."),
     ] = None,
     engine: Annotated[str, typer.Option(metavar="NAME", help="local, or ray: on a Ray cluster.")] = "local",
     ray_address: Annotated[
@@ -48,9 +54,8 @@ def study(
         Path | None,
         typer.Option(metavar="FILE", help="The report. Default: report.html in the results."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output and nothing else.")
-    ] = False,
+    force: options.Force = False,
+    json: options.Json = False,
 ) -> None:
     """Train every cell of a grid of settings, and report what the norms differ in, with intervals.
 
@@ -67,6 +72,12 @@ def study(
         _dry_run(grid, jobs, json)
         return
     folder = output or Path(f"study-{grid.name}")
+    pages = (html or folder / "report.html", folder / "answer.json")
+    for path in (
+        pages if not (folder / "results.sqlite").exists() else ()
+    ):  # else the study goes on, and so does its page
+        if path.parent.is_dir():
+            options.check_output(path, force, (config,))
     with status(f"checking the {len(grid.cells())} cells of {grid.name} …"):
         from normsurgeon.study.run import run_study
     try:
@@ -84,8 +95,7 @@ def study(
     except KeyboardInterrupt:
         print_message(f"stopped; what is done is in {folder}, and the same command goes on")
         raise
-    page = report.save(html or folder / "report.html")
-    report.save(folder / "answer.json")
+    page, _ = (report.save(path) for path in pages)
     if json:
         print_json(report.to_dict())
     else:

@@ -26,6 +26,7 @@ from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
 from normsurgeon.models.checkpoint import add_record_, attach_origin, origin_of
 from normsurgeon.models.state_dict import read_file
+from normsurgeon.models.state_dict import restore_ as restore_weights_
 from normsurgeon.surgery.convert import Conversion
 
 
@@ -146,7 +147,7 @@ class CheckpointManager:
             state = student.ema.module.state_dict()
         else:
             state = _whole_weights(self.accelerator, student.core, student.model)
-        self.plain.load_state_dict(plain_state(state, student.blends), strict=True)
+        restore_weights_(self.plain, plain_state(state, student.blends))
 
     def result(self, path: Path | None = None) -> Conversion:
         """The plain network as a conversion, with the run so far as the last record of its history."""
@@ -234,7 +235,7 @@ class CheckpointManager:
         if self.config.keep == "last":
             self.after = self.latest
         if self.best_weights is not None:
-            self.plain.load_state_dict(self.best_weights, strict=True)
+            restore_weights_(self.plain, self.best_weights)
             self.after = evaluation_of(self.best)
             if folder is not None:
                 path = folder.best

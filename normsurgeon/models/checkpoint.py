@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,19 @@ from torch import fx, nn
 
 from normsurgeon._util.files import check_writable, write_atomically
 from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
-from normsurgeon.models.registry import DEMO, HUB_PREFIXES, ModelSource, build, timm_source_of
-from normsurgeon.models.state_dict import KEY, StateDict, load_state_dict_into, write_safetensors
+from normsurgeon.models.described import differing_arguments
+from normsurgeon.models.registry import (
+    DEMO,
+    HUB_PREFIXES,
+    ModelSource,
+    build,
+    timm_source_of,
+    torchvision_sources_of,
+)
+from normsurgeon.models.state_dict import KEY, StateDict, load_state_dict_into, write_pickle, write_safetensors
 from normsurgeon.surgery.convert import Conversion, Record, convert_
 from normsurgeon.surgery.plan import ConversionPlan
+from normsurgeon.surgery.replacing import Swap
 
 FORMAT = 1
 
@@ -125,16 +134,17 @@ def attach_origin(model: nn.Module, origin: Origin) -> nn.Module:
 
 
 def save(
-    result: Conversion | nn.Module,
+    result: Conversion | Swap | nn.Module,
     path: str | os.PathLike[str],
     *,
     on_message: Callable[[str], None] = warnings.warn,
 ) -> Path:
-    """Write a conversion (or a model) to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``. Atomic.
+    """Write a conversion (or a model, or a ``Swap``) to ``path``: ``.safetensors``, or ``.pt`` / ``.pth``.
 
-    ``on_message`` is called with one line if ``load`` will need more than the file; default: ``warnings.warn``.
+    Atomic, and the same bytes for the same network. ``on_message`` is called with one line if ``load`` will need more
+    than the file; default: ``warnings.warn``.
 
-    :raises UsageError: another file ending.
+    :raises UsageError: another file ending, or no network.
     :raises CheckpointError: when the file cannot be written; what stood there is untouched.
 
     >>> import normsurgeon as ns, tempfile, timm
@@ -147,6 +157,9 @@ def save(
     path = Path(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{path}: the ending says the format, and must be .safetensors, .pt or .pth")
+    result = result.model if isinstance(result, Swap) else result
+    if not isinstance(result, (Conversion, nn.Module)):
+        raise UsageError(f"a {type(result).__name__} is no network: save takes a conversion or a torch.nn.Module")
     if isinstance(result, Conversion):
         model, origin = result.model, origin_of(result.model)
         origin = replace(
@@ -169,7 +182,8 @@ def save(
     if path.suffix == ".safetensors":
         write_atomically(path, lambda temporary: write_safetensors(temporary, state, {KEY: text}))
     else:
-        write_atomically(path, lambda temporary: torch.save({"state_dict": state, KEY: json.loads(text)}, temporary))
+        content = {"state_dict": state, KEY: json.loads(text)}
+        write_atomically(path, lambda temporary: write_pickle(temporary, content))
     return path
 
 
@@ -179,8 +193,8 @@ def _rebuildable(model: nn.Module, origin: Origin, where: str, on_message: Calla
     if own is not None and own.kind == "callable" and _is_plain(own.kwargs):
         return origin
     # A hub id needs the network each time; the timm name of the same architecture does not.
-    candidates = (guessed, own) if own is not None and own.name.startswith(HUB_PREFIXES) else (own, guessed)
-    for source in candidates:
+    known = (guessed, own) if own is not None and own.name.startswith(HUB_PREFIXES) else (own, guessed)
+    for source in (*known, *(_torchvision_sources(model, origin) if own is None else ())):
         if source is not None and _is_plain(source.kwargs) and _gives(replace(origin, source=source), model):
             return replace(origin, source=source)
     if own is not None:
@@ -188,7 +202,24 @@ def _rebuildable(model: nn.Module, origin: Origin, where: str, on_message: Calla
             f"{where}: the model's layers are not those of {own.name} (changed by hand, or the .model of a "
             "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
         )
+    else:
+        needed = "the BatchNorm model" if origin.plans else "one built alike"
+        on_message(
+            f"{where}: {type(model).__name__} is none of timm's or torchvision's networks, and its architecture is not "
+            f"in the file: loading it takes load(path, model={needed})"
+        )
     return replace(origin, source=None)
+
+
+def _torchvision_sources(model: nn.Module, origin: Origin) -> Iterator[ModelSource]:
+    """How torchvision may have made a network: each builder of its module, with as many classes as the network has."""
+    state = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    for source in torchvision_sources_of(model):
+        rebuilt = _rebuilt(replace(origin, source=source))
+        if rebuilt is not None and rebuilt.state_dict().keys() == state.keys():
+            shown = differing_arguments(rebuilt.state_dict(), state)
+            classes = {key: value for key, value in shown.items() if key == "num_classes"}
+            yield replace(source, kwargs={**source.kwargs, **classes})
 
 
 def _is_plain(kwargs: Mapping[str, Any]) -> bool:
@@ -201,15 +232,21 @@ def _is_plain(kwargs: Mapping[str, Any]) -> bool:
 
 def _gives(origin: Origin, model: nn.Module) -> bool:
     """Whether making the source and replaying the plans comes out at ``model``'s layers. Needs no memory."""
+    try:
+        rebuilt = _rebuilt(origin)
+    except (RuntimeError, NotImplementedError):
+        return True  # an architecture that cannot be made without memory: nothing speaks against it
+    return rebuilt is not None and _layers(rebuilt) == _layers(model)
+
+
+def _rebuilt(origin: Origin) -> nn.Module | None:
+    """The source with the plans replayed, on the meta device; None where they do not go together."""
     assert origin.source is not None
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            rebuilt = _replayed(build(origin.source), origin)
+            return _replayed(build(origin.source), origin)
     except NormSurgeonError:
-        return False
-    except (RuntimeError, NotImplementedError):
-        return True  # an architecture that cannot be made without memory: nothing speaks against it
-    return _layers(rebuilt) == _layers(model)
+        return None
 
 
 def _layers(model: nn.Module) -> tuple[Any, ...]:
@@ -268,15 +305,22 @@ def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
 
 
 def rebuild(
-    state: StateDict, origin: Origin, where: str, model: nn.Module, on_message: Callable[[str], None]
+    state: StateDict,
+    origin: Origin,
+    where: str,
+    model: nn.Module,
+    on_message: Callable[[str], None],
+    prefix: str | None = None,
 ) -> nn.Module:
     """Replay a checkpoint's plans on ``model``, in place, and load strictly.
+
+    prefix  of several networks in the file, the one to take
 
     :raises CheckpointError: when the tensors do not fit.
     :raises ConversionError: when the plans were made for another architecture.
     """
     model = _replayed(model, origin)
-    load_state_dict_into(model, state, where, on_message)
+    load_state_dict_into(model, state, where, on_message, prefix)
     if origin.data:
         model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]
     return attach_origin(model, origin).eval()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -14,11 +15,13 @@ from torch import nn
 
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.models.checkpoint import Origin, architecture_of, attach_origin, header_of, origin_of, rebuild
+from normsurgeon.models.described import described, shown_arguments, takes_argument
+from normsurgeon.models.foreign_files import is_model_folder
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.surgery.replacing import copy_model
 
-_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+_FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".index.json")
 
 
 def load(
@@ -26,23 +29,27 @@ def load(
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
+    weights_prefix: str | None = None,
     model: nn.Module | None = None,
     on_message: Callable[[str], None] = warnings.warn,
     **kwargs: Any,
 ) -> nn.Module:
     """A model in eval mode, with its real weights.
 
-    spec        a timm name (``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:timm/…``), ``torchvision:resnet50``,
-                ``package.module:callable``, ``demo``, or a checkpoint file
-    pretrained  False: the architecture with random weights
-    weights     a file of weights to load instead of the published ones; a checkpoint's plans are replayed
-    model       for a checkpoint file that names no architecture: the model to load into (a copy is)
-    on_message  called with one line on what was assumed (tensors matched in order); default: a warning
-    kwargs      go to the constructor (``num_classes=10``, ``in_chans=1``)
+    spec            a timm name (``resnet50``, ``resnet50.a1_in1k``, ``hf-hub:timm/…``), ``torchvision:resnet50``,
+                    ``package.module:callable``, ``demo``, a checkpoint file, or a folder as timm writes it for the
+                    Hugging Face hub
+    pretrained      False: the architecture with random weights
+    weights         a file of weights to load instead of the published ones; a checkpoint's plans are replayed
+    weights_prefix  of several networks in the file of weights, the one whose tensors begin so (``"student"``)
+    model           for a checkpoint file that names no architecture: the model to load into (a copy is)
+    on_message      called with one line on what was assumed or left out; default: a warning
+    kwargs          go to the constructor (``num_classes=10``, ``in_chans=1``); these two are read from the file of
+                    weights where it shows them
 
     :raises LoadingError: an unknown name.
     :raises WeightsUnavailableError: published weights that cannot be fetched.
-    :raises CheckpointError: a file that is no checkpoint, or does not fit.
+    :raises CheckpointError: a file that is no checkpoint, or does not fit, or holds several networks that do.
 
     >>> model = load("test_resnet", pretrained=False)
     >>> model.training
@@ -51,15 +58,22 @@ def load(
     if _is_file(spec):
         if weights is not None:
             raise UsageError(f"{spec} is a file of weights already: leave out weights={weights}")
-        return _from_file(Path(spec), model, on_message, kwargs)
+        return _from_file(Path(spec), model, on_message, weights_prefix, kwargs)
     source = ModelSource.parse(os.fspath(spec), **kwargs)
     if weights is None:
+        if weights_prefix is not None:
+            raise UsageError(f"weights_prefix={weights_prefix!r} is of a file of weights, and none is given")
         loaded = build(source, pretrained=pretrained)
+        published = (getattr(loaded, "pretrained_cfg", None) or {}).get("num_classes")
+        if pretrained and source.kind == "timm" and kwargs.get("num_classes", 0) not in (0, published):
+            on_message(f"{spec}: the classifier has random weights: {kwargs['num_classes']} classes, not {published}")
         return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
-    loaded = build(source)
-    origin = header_of(rest, str(weights)) or Origin(source, data=_data_of(loaded, source))
-    return rebuild(state, replace(origin, source=source), str(weights), loaded, on_message)
+    where = str(weights)
+    origin = header_of(rest, where)
+    if origin is not None:
+        return rebuild(state, replace(origin, source=source), where, build(source), on_message, weights_prefix)
+    return _with_weights(source, state, where, on_message, weights_prefix)
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
@@ -67,37 +81,77 @@ def _is_file(spec: str | os.PathLike[str]) -> bool:
     text = os.fspath(spec)
     if isinstance(spec, os.PathLike) or os.path.isfile(text):
         return True
+    if is_model_folder(Path(text)) and not timm.is_model(text):
+        return True
     return ":" not in text and (text.endswith(_FILE_ENDINGS) or "/" in text or os.sep in text)
 
 
 def _from_file(
-    path: Path, model: nn.Module | None, on_message: Callable[[str], None], kwargs: dict[str, Any]
+    path: Path,
+    model: nn.Module | None,
+    on_message: Callable[[str], None],
+    prefix: str | None,
+    kwargs: dict[str, Any],
 ) -> nn.Module:
     where = str(path)
     state, rest = read_file(path)
     origin = header_of(rest, where)
+    if kwargs and (model is not None or origin is not None):
+        named = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        what = "the model to load into" if model is not None else f"{where}, which holds its own architecture,"
+        raise UsageError(f"{what} is made already: leave out {named}")
     if model is not None:
         base, _ = copy_model(model, None)
         if origin is None:
-            return attach_origin(rebuild(state, Origin(None), where, base, on_message), origin_of(model))
-        return rebuild(state, origin, where, base, on_message)
+            return attach_origin(rebuild(state, Origin(None), where, base, on_message, prefix), origin_of(model))
+        return rebuild(state, origin, where, base, on_message, prefix)
     if origin is not None:
-        return rebuild(state, origin, where, architecture_of(origin, where), on_message)
+        return rebuild(state, origin, where, architecture_of(origin, where), on_message, prefix)
+    if path.is_dir():
+        source, data = described(path, kwargs)
+        return _with_weights(source, state, where, on_message, prefix, data)
     name = _architecture(path, rest)
     if name is None:
         raise CheckpointError(
             f"{path} holds weights but does not say of which architecture; "
             f"try: the architecture's name with --weights {path} (in Python: load(name, weights=…))"
         )
-    source = ModelSource("timm", name, {**_arguments(name, state), **kwargs})
-    return rebuild(state, Origin(source), where, build(source), on_message)
+    return _with_weights(ModelSource("timm", name, kwargs), state, where, on_message, prefix)
+
+
+def _with_weights(
+    source: ModelSource,
+    state: StateDict,
+    where: str,
+    on_message: Callable[[str], None],
+    prefix: str | None,
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> nn.Module:
+    """The architecture with the weights of a file that normsurgeon did not write.
+
+    It is made with as many classes and channels as the weights have, where ``source`` does not say otherwise.
+
+    data  the pre-processing that the file's owner wrote down
+    """
+    model = build(source)
+    shown = shown_arguments(model, state, where, prefix)
+    taken = {k: v for k, v in shown.items() if k not in source.kwargs and takes_argument(source, k)}
+    if taken:
+        source = replace(source, kwargs={**source.kwargs, **taken})
+        model = build(source)
+    known = _data_of(model, source)
+    if data:
+        known = {**{k: v for k, v in getattr(model, "pretrained_cfg", {}).items() if _is_plain(v)}, **data}
+    return rebuild(state, Origin(source, data=known), where, model, on_message, prefix)
 
 
 def _architecture(path: Path, rest: dict[str, Any]) -> str | None:
     """The timm architecture of a file that normsurgeon did not write: its ``arch`` key, or its own name."""
-    named = rest.get("arch") or rest.get("architecture") or getattr(rest.get("args"), "model", None)
-    if isinstance(named, str) and timm.is_model(named.partition(".")[0]):
-        return named.partition(".")[0]
+    settings = [rest, rest.get("hyper_parameters"), getattr(rest.get("args"), "__dict__", rest.get("args"))]
+    for key in ("arch", "architecture", "model_name", "model"):
+        for named in (entry.get(key) for entry in settings if isinstance(entry, dict)):
+            if isinstance(named, str) and timm.is_model(named.partition(".")[0]):
+                return named.partition(".")[0]
     stem = path.name.partition(".")[0]
     while stem:  # resnet50_a1_0-14fe96d1.pth is a resnet50
         if timm.is_model(stem):
@@ -107,21 +161,13 @@ def _architecture(path: Path, rest: dict[str, Any]) -> str | None:
     return None
 
 
-def _arguments(name: str, state: StateDict) -> dict[str, int]:
-    """``num_classes`` and ``in_chans`` as the file's first and last layer have them."""
-    arguments: dict[str, int] = {}
-    for key, entry, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
-        paths = timm.get_pretrained_cfg_value(name, entry)
-        for path in paths if isinstance(paths, (tuple, list)) else [paths]:
-            weight = state.get(f"{path}.weight")
-            if weight is not None and weight.ndim > axis:
-                arguments.setdefault(key, weight.shape[axis])
-    return arguments
-
-
 def _data_of(model: nn.Module, source: ModelSource) -> dict[str, Any] | None:
     """The pre-processing, where rebuilding the architecture would not bring it back."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, dict) or not (source.kind == "callable" or source.name.startswith(HUB_PREFIXES)):
         return None
-    return {key: value for key, value in config.items() if isinstance(value, (str, int, float, list, tuple))}
+    return {key: value for key, value in config.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, list, tuple))

@@ -105,6 +105,17 @@ def timm_source_of(model: nn.Module) -> ModelSource | None:
     return ModelSource("timm", str(name), kwargs)
 
 
+def torchvision_sources_of(model: nn.Module) -> Iterator[ModelSource]:
+    """The names under which torchvision may have made a model: those whose builders stand beside its class."""
+    home = type(model).__module__
+    if home.startswith("torchvision.models."):
+        from torchvision import models
+
+        for name in models.list_models():
+            if models.get_model_builder(name).__module__ == home:
+                yield settled(ModelSource("torchvision", name), model)
+
+
 def _from_timm(source: ModelSource, pretrained: bool) -> nn.Module:
     if not source.name.startswith(HUB_PREFIXES):
         base, _, tag = source.name.partition(".")

@@ -24,7 +24,7 @@ from normsurgeon.surgery.check import Check, check
 from normsurgeon.surgery.deciding import Decision
 from normsurgeon.surgery.plan import ConversionPlan, plan
 from normsurgeon.surgery.probing import FeatureProbe, probe_features, synthetic_calls
-from normsurgeon.surgery.replacing import copy_model, replace_modules_
+from normsurgeon.surgery.replacing import Swap, copy_model, replace_modules_
 from normsurgeon.surgery.verdict import StandIn, Verdict
 
 DEFAULTS = {"groups": "auto", "eps": None, "keep": (), "set": (), "as_graph": False, "balance": True}
@@ -101,8 +101,10 @@ class Conversion(Presentable):
         return Document("", self.plan.summary, (section,), facts=facts)
 
     @classmethod
-    def of(cls, result: Conversion | nn.Module) -> Conversion:
-        """A conversion itself; of a network that came as a module, one without a plan."""
+    def of(cls, result: Conversion | Swap | nn.Module) -> Conversion:
+        """A conversion itself; of a network that came as a module, or from ``swap_layers``, one without a plan."""
+        if isinstance(result, Swap):
+            return cls(result.model, None, optimizer=result.optimizer)
         return result if isinstance(result, Conversion) else cls(result, None)
 
     def copy(self) -> Conversion:
@@ -115,7 +117,7 @@ class Conversion(Presentable):
 
 
 def convert(
-    model: nn.Module,
+    model: nn.Module | Swap,
     plan: ConversionPlan | None = None,
     *,
     to: str | None = None,
@@ -131,7 +133,7 @@ def convert(
     example_inputs: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Conversion:
-    """A converted copy of ``model``, which itself stays as it is.
+    """A converted copy of ``model`` (a network, or what ``swap_layers`` returned), which itself stays as it is.
 
     Either a ``plan``, or ``to`` and the other settings of ``normsurgeon.plan``. The copy has the same class, methods,
     module names, device, dtype, training flags and hooks. With ``as_graph`` it is an ``fx.GraphModule``. An
@@ -156,6 +158,7 @@ def convert(
     True
     """
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
+    model = model.model if isinstance(model, Swap) else model
     plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=True)
     prepared = _prepare(model, plan, followed, check, verdict, probe)
     new_model, new_optimizer = copy_model(model, optimizer)
@@ -165,7 +168,7 @@ def convert(
 
 
 def convert_(
-    model: nn.Module,
+    model: nn.Module | Swap,
     plan: ConversionPlan | None = None,
     *,
     to: str | None = None,
@@ -187,6 +190,7 @@ def convert_(
     ``values=False`` makes the new structure only, for weights that are loaded into it next: nothing is checked.
     """
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
+    model = model.model if isinstance(model, Swap) else model
     plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=values)
     if not values:
         _check_fit(model, plan)

@@ -7,6 +7,7 @@ hooks, and the optimizer that trains its parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from torch import nn
 
 from normsurgeon.errors import ConversionError, TracingError
 from normsurgeon.graph.skeleton import HOOKS, deepcopy_module, require_plain
+
+
+@dataclass
+class Swap:
+    """What ``swap_layers`` returns: the new model, the paths that were swapped, and the optimizer handed over."""
+
+    model: nn.Module
+    swapped: tuple[str, ...]
+    optimizer: torch.optim.Optimizer | None = None
 
 
 def copy_model(
