@@ -13,7 +13,8 @@ import timm
 from torch import nn
 
 from normsurgeon.errors import CheckpointError, UsageError
-from normsurgeon.models.checkpoint import Origin, architecture_of, attach_origin, header_of, origin_of, rebuild
+from normsurgeon.models.origin import Origin, attach_origin, header_of, origin_of
+from normsurgeon.models.rebuilding import rebuild, rebuilt, source_in
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.surgery.replacing import copy_model
@@ -57,9 +58,12 @@ def load(
         loaded = build(source, pretrained=pretrained)
         return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
+    origin = header_of(rest, str(weights)) or Origin(source)
+    if source.kind != "callable" and not source.name.startswith(HUB_PREFIXES):
+        return rebuilt(source, state, replace(origin, source=source), str(weights), on_message)
     loaded = build(source)
-    origin = header_of(rest, str(weights)) or Origin(source, data=_data_of(loaded, source))
-    return rebuild(state, replace(origin, source=source), str(weights), loaded, on_message)
+    origin = replace(origin, source=source, data=origin.data or _data_of(loaded, source))
+    return rebuild(state, origin, str(weights), loaded, on_message)
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
@@ -82,7 +86,7 @@ def _from_file(
             return attach_origin(rebuild(state, Origin(None), where, base, on_message), origin_of(model))
         return rebuild(state, origin, where, base, on_message)
     if origin is not None:
-        return rebuild(state, origin, where, architecture_of(origin, where), on_message)
+        return rebuilt(source_in(origin, where), state, origin, where, on_message)
     name = _architecture(path, rest)
     if name is None:
         raise CheckpointError(
@@ -90,7 +94,7 @@ def _from_file(
             f"try: the architecture's name with --weights {path} (in Python: load(name, weights=…))"
         )
     source = ModelSource("timm", name, {**_arguments(name, state), **kwargs})
-    return rebuild(state, Origin(source), where, build(source), on_message)
+    return rebuilt(source, state, Origin(source), where, on_message)
 
 
 def _architecture(path: Path, rest: dict[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from normsurgeon.errors import CheckpointError
+from normsurgeon.models.file_checks import check_pickle, check_safetensors, check_tensors
 
 StateDict = dict[str, Tensor]
 
@@ -58,12 +59,21 @@ def load_state_dict_into(
 ) -> None:
     """Load a state dict into ``model``, strictly.
 
+    :raises CheckpointError: as ``fit_state_dict``.
+    """
+    model.load_state_dict({**model.state_dict(), **fit_state_dict(model, state, where, on_message)}, strict=True)
+
+
+def fit_state_dict(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, on_message: Callable[[str], None]
+) -> StateDict:
+    """A state dict's tensors under the names that ``model`` has for them. Reads and allocates no values.
+
     Keys that differ only in name are matched in order when every shape agrees; ``on_message`` is called.
 
     :raises CheckpointError: tensors are missing, left over, or of another shape.
     """
-    whole = model.state_dict()
-    own = {k: v for k, v in whole.items() if isinstance(v, Tensor)}
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     state = _without_prefix(own, state)
     if {k for k in state if not _counts(k)} != {k for k in own if not _counts(k)}:
         renamed = _in_order(own, state)
@@ -89,7 +99,9 @@ def load_state_dict_into(
                 f"{where} does not fit {type(model).__name__}: {key} has shape {tuple(state[key].shape)} "
                 f"in the file and {tuple(tensor.shape)} in the model; another number of classes or channels?"
             )
-    model.load_state_dict({**whole, **state}, strict=True)
+        if state[key].is_complex() and not tensor.is_complex():
+            raise CheckpointError(f"{where} does not fit {type(model).__name__}: {key} has complex numbers in the file")
+    return {key: state[key] for key in own}
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -105,6 +117,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -115,6 +128,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
 
 
 def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    check_pickle(path)
     try:
         # timm's training script keeps its arguments in a Namespace: plain data, and the only class let in.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -147,6 +161,7 @@ def _tensors(path: Path, content: Mapping[Any, Any], foreign: bool) -> StateDict
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointError(f"{path} holds no tensors, and a state dict was expected")
+    check_tensors(path, state)
     while foreign and (prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
