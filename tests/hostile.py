@@ -21,7 +21,16 @@ from normsurgeon.errors import NormSurgeonError
 STEERING = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *map(chr, range(0x202A, 0x202F))}
 """Characters that no line of ours may hold; line breaks are counted where lines are split."""
 
-_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.", "urllib.", "shutil.", "os.remove")
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "subprocess.Popen",
+    "socket.",
+    "urllib.",
+    "shutil.",
+    "os.remove",
+)
 _watching = False
 _seen: list[str] = []
 
