@@ -3,8 +3,8 @@
     python benchmarks/cost.py [--model resnet50] [--repeats 5]
 
 Time: whole processes, alternating, the median of each: ``normsurgeon convert MODEL --random-init --to gn``, its check
-included, against a process that imports timm and creates the model. In one process: trace + plan + rewrite; and reading a
-converted checkpoint, against timm's ``create_model`` and ``load_state_dict``. Memory: the
+included, against a process that imports timm and creates the model. In one process: trace + plan + rewrite; and reading
+a converted checkpoint, against timm's ``create_model`` and ``load_state_dict``. Memory: the
 process's peak above its level before, over the bytes of the model's tensors.
 """
 

@@ -1,4 +1,4 @@
-"""A file never chooses code, other files, the network or more memory than it holds; and what it says is read strictly."""
+"""A file never chooses code, other files, the network or more memory than it holds; what it says is read strictly."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def test_a_model_made_with_other_arguments_says_so_when_it_is_saved(tmp_path) ->
 @pytest.mark.parametrize(
     ("name", "kwargs", "line"),
     [
-        ("test_resnet", {"in_chans": 10**7}, r"conv1.0.weight has shape \(16, 3, 3, 3\) in the file and \(16, 10000000,"),
-        ("test_resnet", {"num_classes": 4 * 10**6}, r"fc.weight has shape \(1000, 128\) in the file and \(4000000,"),
+        ("test_resnet", {"in_chans": 10**7}, r"conv1.0.weight has shape .* in the file and \(16, 10000000, 3, 3\)"),
+        ("test_resnet", {"num_classes": 4 * 10**6}, r"fc.weight has shape .* in the file and \(4000000, 96\)"),
         ("test_resnet.r160_in1k", {"in_chans": 10**8}, r"\(16, 100000000, 3, 3\) in the model"),
     ],
 )  # fmt: skip
@@ -192,9 +192,9 @@ def test_tensors_that_share_one_memory_make_no_large_model(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "tensor",
-    [torch.eye(3).to_sparse(), torch.zeros(3, device="meta"), torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)],
-    ids=["sparse", "meta", "quantized"],
-)  # fmt: skip
+    [torch.eye(3).to_sparse(), torch.zeros(3, device="meta"), torch.nested.as_nested_tensor([torch.zeros(3)])],
+    ids=["sparse", "meta", "nested"],
+)
 def test_a_tensor_without_plain_values_is_refused(tmp_path, tensor: torch.Tensor) -> None:
     error = _error_of(torch_file(tmp_path, {"fc.weight": tensor}))
     assert isinstance(error, CheckpointError)
@@ -356,8 +356,8 @@ def test_loading_leaves_the_random_state_alone(net) -> None:
         (lambda h: site(h).update(eps=0.0), "plan.sites.0.eps: Input should be greater than 0"),
         (lambda h: site(h).update(to="norm"), "plan.sites.0: to must be one of gn, ln,"),
         (lambda h: site(h).update(name="bn1"), "plan.sites.0: must have the name of its site"),
-        (lambda h: site(h)["site"].update(channels="16"), "plan.sites.0.site.channels: Input should be a valid integer"),
-        (lambda h: site(h)["site"].update(channels=True), "plan.sites.0.site.channels: Input should be a valid integer"),
+        (lambda h: site(h)["site"].update(channels="16"), "plan.sites.0.site.channels: Input should be a valid int"),
+        (lambda h: site(h)["site"].update(channels=True), "plan.sites.0.site.channels: Input should be a valid int"),
         (lambda h: site(h)["site"].update(producer=None), "plan.sites.0: a site that is folded must have a producer"),
         (lambda h: site(h)["site"].update(more=1), "plan.sites.0.site.more: Unexpected keyword argument"),
         (lambda h: site(h).update({"from": "\x1b[2J"}), "plan.sites.0.from: must have no control characters"),
@@ -464,7 +464,7 @@ def test_no_control_character_reaches_a_terminal(monkeypatch, terminal: bool) ->
     print_document(Document("", NASTY, (section,), facts=(Facts(((NASTY, NASTY),)),)), console.out())
     for stream in streams.values():
         text = stream.getvalue()
-        assert SHOWN in text
+        assert r"a\x1b[2J\x9b31m\u202eb" in text
         for style in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[1;33m"):
             text = text.replace(style, "")
         assert not (STEERING - {"\n"}) & set(text)

@@ -49,9 +49,11 @@ def plain_table(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Col
     bn1        4
     layer1.bn
     """
-    cells = [["" if value is None else printable(str(value), keep="") for value in row] for row in rows]
+    title, *cells = (
+        ["" if value is None else printable(str(value), keep="") for value in row] for row in (header, *rows)
+    )
     used = [i for i in range(len(header)) if any(row[i] for row in cells)]
-    table = [[row[i] for i in used] for row in (list(header), *cells)]
+    table = [[row[i] for i in used] for row in (title, *cells)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (
         "  ".join(
