@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
+from normsurgeon.printable import printable
 from normsurgeon.render.text import plain_table
 
 MIN_COLUMN = 8
@@ -30,7 +32,15 @@ _NUMBER = re.compile(r"[-+−]?[\d.,]+(e[-+]?\d+)?( %)?")
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to the boundary, where rich would leave with exit code 1."""
+    """A console that obeys no control characters of what it is to print: names in files may hold them.
+
+    It leaves a broken pipe to the boundary, where rich would leave with exit code 1.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -43,7 +53,7 @@ def out() -> Console:
 
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
+    return _Console(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 def program() -> str:
@@ -59,7 +69,7 @@ def print_message(message: str) -> None:
 
 def error_line(message: str) -> None:
     """An error, on one line."""
-    console = Console(stderr=True, highlight=False)
+    console = _Console(stderr=True, highlight=False)
     console.print("error: ", style="bold red", end="")
     console.print(" ".join(message.split()), markup=False, soft_wrap=True)
 
@@ -82,10 +92,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str
         return
     if not console.is_terminal:
         if title:
-            print(title)
+            print(printable(title))
         print(plain_table(header, rows))
         return
     used = [i for i in range(len(header)) if any(row[i] not in (None, "") for row in rows)]
+    rows = [[None if cell is None else printable(str(cell), keep="") for cell in row] for row in rows]
     widths = [max(len(header[i]), *(len(str(row[i] or "")) for row in rows)) for i in used]
     if sum(min(width, MIN_COLUMN) + 3 for width in widths) + 1 > console.width:
         _print_blocks(console, [header[i] for i in used], [[row[i] for i in used] for row in rows], title)
@@ -118,7 +129,7 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
     """
     console = err()
     bar = Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}", markup=False),
