@@ -72,6 +72,8 @@ def test_what_matches_nothing_shows_what_was_there():
 
 
 def test_build_must_return_a_module():
+    with pytest.raises(UsageError, match=r"build returned dict for conv1; it must return an nn\.Module"):
+        ns.swap_layers(ConvNet(), nn.Conv2d, dict)
     with pytest.raises(UsageError, match=r"build returned NoneType for conv1; it must return an nn\.Module"):
         ns.swap_layers(ConvNet(), nn.Conv2d, lambda old: None)
 

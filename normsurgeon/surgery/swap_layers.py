@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -105,12 +105,12 @@ def _maker(build: Build) -> Callable[[nn.Module, str], nn.Module]:
 def _made_like(new: type[nn.Module], old: nn.Module, name: str) -> nn.Module:
     """A layer of a class with the old layer's settings of the same name; around the old layer, if it takes only one."""
     settings: dict[str, Any] = {}
-    for parameter in inspect.signature(new).parameters.values():
-        value = getattr(old, parameter.name, None)
-        if parameter.name == "bias" and hasattr(old, "bias"):
+    for parameter in _parameters(new):
+        value = getattr(old, parameter, None)
+        if parameter == "bias" and hasattr(old, "bias"):
             settings["bias"] = value is not None
-        elif isinstance(value, (bool, int, float, str, tuple)) and parameter.name not in _NOT_SETTINGS:
-            settings[parameter.name] = value
+        elif isinstance(value, (bool, int, float, str, tuple)) and parameter not in _NOT_SETTINGS:
+            settings[parameter] = value
     unknown = [parameter for parameter in _required(new) if parameter not in settings]
     try:
         return new(old) if len(_required(new)) == len(unknown) == 1 else new(**settings)
@@ -124,12 +124,15 @@ def _made_like(new: type[nn.Module], old: nn.Module, name: str) -> nn.Module:
 
 def _required(build: Callable[..., Any]) -> list[str]:
     """The names of the arguments without which a function cannot be called."""
-    try:
-        parameters = inspect.signature(build).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
-        return ["old"]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    return [name for name, p in _parameters(build).items() if p.kind in kinds and p.default is inspect.Parameter.empty]
+
+
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(build).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return {}
 
 
 def _move_like(built: nn.Module, old: nn.Module, model: nn.Module, name: str) -> None:
