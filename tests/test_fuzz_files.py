@@ -70,7 +70,7 @@ def tiny_plan() -> dict[str, Any]:
 def tiny_file(ending: str) -> bytes:
     result = ns.convert(tiny(), ConversionPlan.from_dict(tiny_plan()), check=False, verdict=False)
     with tempfile.TemporaryDirectory() as folder:
-        return ns.save(result, Path(folder) / f"net{ending}").read_bytes()
+        return ns.save(result, Path(folder) / f"net{ending}", on_message=lambda line: None).read_bytes()
 
 
 @cache
