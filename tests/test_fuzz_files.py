@@ -137,7 +137,9 @@ def changed_values(draw: st.DrawFn, original: Callable[[], dict[str, Any]]) -> A
         elif what == "double" and isinstance(parent, list):
             parent.append(copy.deepcopy(parent[key]))
         elif isinstance(parent, dict):
-            parent[draw(st.text(max_size=5) | st.sampled_from(("eps", "groups", "weights")))] = copy.deepcopy(draw(replacement))
+            parent[draw(st.text(max_size=5) | st.sampled_from(("eps", "groups", "weights")))] = copy.deepcopy(
+                draw(replacement)
+            )
     return values
 
 
