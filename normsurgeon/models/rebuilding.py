@@ -83,7 +83,7 @@ def skeleton(source: ModelSource, origin: Origin) -> nn.Module:
         except LoadingError:  # a constructor that computes with tensors, as torchvision's RegNet; or a wrong argument
             from accelerate import init_empty_weights
 
-            with init_empty_weights(include_buffers=True):
+            with init_empty_weights():  # each weight is given up before it is written to; buffers are a layer's width
                 model = build(source)
         with torch.device("meta"):
             return replayed(model, origin)
