@@ -343,8 +343,8 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
             continue
         arguments = batch_norm_arguments(node)
         mean = arguments.get("running_mean")
-        known = isinstance(mean, fx.Node) and mean.op == "get_attr"
-        channels = len(attrgetter(str(mean.target))(graph_module)) if known else 0
+        held = isinstance(mean, fx.Node) and mean.op == "get_attr"
+        channels = len(attrgetter(str(mean.target))(graph_module)) if mean is not None and held else 0
         if channels != decision.site.channels:
             raise ConversionError(
                 f"the plan was made for another model: {one_short_line(node.name, 60)} has {channels or 'no known'} "
