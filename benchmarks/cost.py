@@ -3,7 +3,8 @@
     python benchmarks/cost.py [--model resnet50] [--repeats 5]
 
 Time: whole processes, alternating, the median of each: ``normsurgeon convert MODEL --random-init --to gn``, its check
-included, against a process that imports timm and creates the model. In one process: trace + plan + rewrite. Memory: the
+included, against a process that imports timm and creates the model. In one process: trace + plan + rewrite; and reading
+a converted checkpoint, against timm's ``create_model`` and ``load_state_dict``. Memory: the
 process's peak above its level before, over the bytes of the model's tensors.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
@@ -67,6 +69,28 @@ def peak(name: str, options: dict[str, bool]) -> tuple[float, float]:
     return (seen[0] - before) / size, size / 2**20
 
 
+def reading(name: str, repeats: int) -> tuple[float, float]:
+    """Seconds that timm takes to create a model and load a state dict, and that reading its checkpoint takes."""
+    import timm
+    from safetensors.torch import load_file
+
+    import normsurgeon as ns
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = ns.save(
+            ns.convert(timm.create_model(name), to="gn", check=False, verdict=False), f"{folder}/a.safetensors"
+        )
+        original = ns.save(timm.create_model(name), f"{folder}/b.safetensors")
+        found = medians(
+            repeats,
+            {
+                "timm": lambda: timm.create_model(name).load_state_dict(load_file(original)),
+                "load": lambda: ns.load(path),
+            },
+        )
+    return found["timm"], found["load"]
+
+
 def resident() -> int:
     """The bytes of this process in memory now."""
     with open("/proc/self/statm") as file:
@@ -90,6 +114,9 @@ def main() -> int:
         times = in_a_process(stages, model, balance)
         parts = " + ".join(f"{each:.2f}" for each in times)
         print(f"{f'trace + plan + rewrite, {label} balancing':44} {sum(times):6.2f} s   ({parts}; target 1 s)")
+    a, b = in_a_process(reading, model, options.repeats)
+    print(f"{'timm creates, reads and loads ' + model:44} {a:6.2f} s")
+    print(f"{'normsurgeon.load of its conversion':44} {b:6.2f} s   ratio {b / a:.2f} (target 1.3)")
     for label, settings, target in (
         ("alone", {"balance": False, "check": False, "verdict": False}, 2.2),
         ("with the check", {"balance": False, "verdict": False}, 2.5),

@@ -22,6 +22,8 @@ Every message is one line: what went wrong, where, and what to try.
 
 from __future__ import annotations
 
+from normsurgeon.printable import one_short_line
+
 
 class NormSurgeonError(Exception):
     """The root of the hierarchy; ``exit_code`` is what the command line leaves with."""
@@ -56,7 +58,13 @@ class WeightsUnavailableError(LoadingError):
 
 
 class CheckpointError(NormSurgeonError):
-    """A checkpoint file that cannot be read, or made to fit."""
+    """A checkpoint file that cannot be read, or made to fit.
+
+    Such a message quotes the file, which may hold anything: it is one printable line of at most 300 characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_short_line(message))
 
 
 class WriteError(NormSurgeonError):

@@ -250,7 +250,7 @@ def test_a_callable_that_a_file_names_is_not_run(tmp_path, monkeypatch, ending: 
     assert not marker.exists()
     assert str(caught.value) == (
         f"{path} was made from trap_nets:build, which is code, and a file does not decide what code runs; "
-        f"try: trap_nets:build --weights {path} (in Python: load('trap_nets:build', weights=path))"
+        f"try: trap_nets:build --weights FILE (in Python: load('trap_nets:build', weights=path))"
     )
     loaded = ns.load("trap_nets:build", weights=path, on_message=no_say)
     assert same_function(loaded, result.model, torch.randn(2, 3, 16, 16))

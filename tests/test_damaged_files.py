@@ -91,13 +91,13 @@ def damage_request(header: dict) -> None:
     ("change", "line"),
     [
         (lambda h: h.update(format=2), "has checkpoint format 2, and this version reads format 1; try: pip"),
-        (lambda h: h["plan"].update(format=9), "net.safetensors: this plan has format 9, and this version"),
-        (lambda h: h.pop("history") and None, r"the header is damaged \(KeyError 'history'\)"),
-        (lambda h: h["source"].update(kind="magic"), r"the header is damaged \(ValueError unknown kind of"),
-        (lambda h: h["plan"]["sites"][0].pop("site") and None, "net.safetensors: this plan is damaged"),
-        (damage_request, r"the header is damaged \(TargetError unknown target"),
-        (lambda h: "{not json", r"the header is damaged \(Expecting property name"),
-        (lambda h: "[1, 2]", r"the header is damaged \(a list\)"),
+        (lambda h: h["plan"].update(format=9), "net.safetensors: its plan has format 9, and this version"),
+        (lambda h: h.pop("history") and None, r"the header of \S+net.safetensors is damaged: history: Field required$"),
+        (lambda h: h["source"].update(kind="magic"), "is damaged: source.kind: Input should be 'timm', 'torchvision'"),
+        (lambda h: h["plan"]["sites"][0].pop("site") and None, "is damaged: plan.sites.0.site: Field required$"),
+        (damage_request, r"is damaged: plan.request: unknown target norm 'groupnorm'"),
+        (lambda h: "{not json", "is damaged: Expecting property name"),
+        (lambda h: "[1, 2]", "is damaged: a list, and a JSON object was expected$"),
     ],
 )  # fmt: skip
 def test_a_damaged_or_newer_header_is_one_line(resnet, tmp_path, change, line: str) -> None:

@@ -307,7 +307,7 @@ REFUSED: dict[str, tuple[Callable[[State], bytes], str]] = {
     ),
     "the meta device": (
         lambda s: saved({key: value.to("meta") for key, value in s.items()}),
-        r"does not fit ResNet: conv1.0.weight has no values in the file \(it was saved from the meta device\)$",
+        r"w.pt: conv1.0.weight is not a plain tensor with values$",
     ),
     "pruned": (
         lambda s: saved({("fc.weight_orig" if k == "fc.weight" else k): v for k, v in s.items()}),

@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.segment import Segment
 from rich.status import Status
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
+from normsurgeon.printable import printable
 from normsurgeon.render.document import Document, Section, Table
 from normsurgeon.render.formatting import DASH, percent
 from normsurgeon.render.terminal import print_document
@@ -30,7 +32,15 @@ if TYPE_CHECKING:
 
 
 class _Console(Console):
-    """A console that leaves a broken pipe to the boundary, where rich would leave with exit code 1."""
+    """A console that obeys no control characters of what it is to print: names in files may hold them.
+
+    It leaves a broken pipe to the boundary, where rich would leave with exit code 1.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -43,7 +53,7 @@ def out() -> Console:
 
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False, quiet=not is_main_process())
+    return _Console(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 def program() -> str:
@@ -59,7 +69,7 @@ def print_message(message: str) -> None:
 
 def error_line(message: str) -> None:
     """An error, on one line."""
-    console = Console(stderr=True, highlight=False)
+    console = _Console(stderr=True, highlight=False)
     console.print("error: ", style="bold red", end="")
     console.print(" ".join(message.split()), markup=False, soft_wrap=True)
 
@@ -100,7 +110,7 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
     """
     console = err()
     bar = Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}", markup=False),

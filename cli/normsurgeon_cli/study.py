@@ -129,8 +129,10 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     print_table(Table(columns, tuple(rows)))
     same = ", ".join(f"{axis.replace('_', ' ')} {cells[0].label(axis)}" for axis in AXES if axis not in varying)
     skipped = f", {len(impossible)} of them impossible" if impossible else ""
-    print(f"{len(cells)} cells{skipped}; all: {same}")
-    print(f"about {_duration(seconds)} in {jobs} {'process' if jobs == 1 else 'processes'} on this machine's CPU")
+    console = out()
+    console.print(f"{len(cells)} cells{skipped}; all: {same}", markup=False, soft_wrap=True)
+    many = "process" if jobs == 1 else "processes"
+    console.print(f"about {_duration(seconds)} in {jobs} {many} on this machine's CPU", soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

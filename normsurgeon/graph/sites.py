@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import ConfigDict
 from torch import fx, nn
 
+from normsurgeon._util.schema import STRICT, Count, ModulePath, Name, NotNegative, Shape, Words
 from normsurgeon.graph.activations import activation_after
 from normsurgeon.graph.producers import ProducerFinder
 from normsurgeon.graph.recording import Record
@@ -36,25 +38,28 @@ class NormSite:
     overflows          whether the squares of what the statistics say of its input overflow
     """
 
-    name: str
-    class_name: str
-    channels: int
-    eps: float
-    aliases: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] | None = None
-    output_shape: tuple[int, ...] | None = None
+    name: ModulePath
+    class_name: Name
+    channels: Count
+    eps: NotNegative
+    aliases: tuple[ModulePath, ...] = ()
+    input_shape: Shape | None = None
+    output_shape: Shape | None = None
     has_statistics: bool = True
     affine: bool = True
     trainable: bool = True
-    producer: str | None = None
-    producer_class: str | None = None
+    producer: ModulePath | None = None
+    producer_class: Name | None = None
     foldable: bool = False
-    reason: str | None = None
-    activation: str | None = None
-    readers: tuple[str, ...] = ()
-    calls: int = 1
-    unreadable: str | None = None
+    reason: Words | None = None
+    activation: Name | None = None
+    readers: tuple[Words, ...] = ()
+    calls: Count = 1
+    unreadable: Words | None = None
     overflows: bool = False
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    """For plans that are read from a file; a site that is found in a model is not checked again."""
 
     @property
     def functional(self) -> bool:
@@ -74,12 +79,6 @@ class NormSite:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NormSite:
-        """The inverse of ``to_dict``."""
-        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**facts)
 
 
 def find_sites(model: nn.Module | TracedModel, example_inputs: Any = None) -> tuple[NormSite, ...]:

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,119 +18,17 @@ import torch
 from torch import fx, nn
 
 from normsurgeon._util.files import check_writable, write_atomically
+from normsurgeon._util.schema import MAX_TEXT
 from normsurgeon.errors import CheckpointError, NormSurgeonError, UsageError
 from normsurgeon.models.described import differing_arguments
-from normsurgeon.models.registry import (
-    DEMO,
-    HUB_PREFIXES,
-    ModelSource,
-    build,
-    timm_source_of,
-    torchvision_sources_of,
-)
-from normsurgeon.models.state_dict import KEY, StateDict, load_state_dict_into, write_pickle, write_safetensors
-from normsurgeon.surgery.convert import Conversion, Record, convert_
-from normsurgeon.surgery.plan import ConversionPlan
+from normsurgeon.models.origin import Origin, add_record_, attach_origin, header_of, history_of, origin_of, plans_of
+from normsurgeon.models.rebuilding import skeleton, why_refused
+from normsurgeon.models.registry import ModelSource, timm_source_of, torchvision_sources_of
+from normsurgeon.models.state_dict import KEY, write_pickle, write_safetensors
+from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.replacing import Swap
 
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model came from and what was done to it: kept on the model, written into its checkpoint.
-
-    ``source`` is None for a model that was made by hand: its checkpoint then needs ``load(path, model=…)``.
-    """
-
-    source: ModelSource | None
-    plans: tuple[ConversionPlan, ...] = ()
-    history: tuple[Mapping[str, Any], ...] = ()
-    data: Mapping[str, Any] | None = None
-    eps: Mapping[str, float] = field(default_factory=dict)
-    """Each layer's eps; a new norm's goes with the scale of its input, which is not known without the statistics."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, the header of a checkpoint."""
-        from normsurgeon.version import __version__
-
-        return {
-            "format": FORMAT,
-            "version": __version__,
-            "source": self.source.to_dict() if self.source else None,
-            "plan": self.plans[-1].to_dict() if self.plans else None,
-            "earlier_plans": [plan.to_dict() for plan in self.plans[:-1]],
-            "history": [dict(event) for event in self.history],
-            "data": dict(self.data) if self.data else None,
-            "eps": dict(self.eps),
-        }
-
-    @classmethod
-    def from_dict(cls, header: Mapping[str, Any], where: str) -> Origin:
-        """The inverse of ``to_dict``.
-
-        :raises CheckpointError: another format, or a damaged header.
-        """
-        if header.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{where} has checkpoint format {header.get('format')!r}, and this version reads format "
-                f"{FORMAT}; try: pip install --upgrade normsurgeon"
-            )
-        try:
-            source = header["source"]
-            plans = [*header["earlier_plans"], *([header["plan"]] if header["plan"] else [])]
-            return cls(
-                source=ModelSource(**source) if source else None,
-                plans=tuple(ConversionPlan.from_dict(plan) for plan in plans),
-                history=tuple(header["history"]),
-                data=header["data"],
-                eps=dict(header.get("eps", {})),
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"{where}: {error}") from error
-        except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
-            raise CheckpointError(f"{where}: the header is damaged ({type(error).__name__} {error})") from error
-
-
-def origin_of(model: nn.Module) -> Origin:
-    """What is known of a model's origin; of a timm model made elsewhere, what its configuration says."""
-    found = getattr(model, "_normsurgeon_origin", None)
-    if isinstance(found, Origin):
-        return found
-    return Origin(timm_source_of(model) if type(model).__module__.startswith("timm.") else None)
-
-
-def plans_of(result: Conversion | nn.Module) -> tuple[ConversionPlan, ...]:
-    """All plans that were carried out on a network, in their order."""
-    if not isinstance(result, Conversion):
-        return origin_of(result).plans
-    return (*origin_of(result.model).plans, *([result.plan] if result.plan is not None else []))
-
-
-def history_of(result: Conversion | nn.Module) -> tuple[Mapping[str, Any], ...]:
-    """All that was done to a network, in its order, as plain types."""
-    if not isinstance(result, Conversion):
-        return origin_of(result).history
-    own = () if result.plan is None else result.events
-    return (*origin_of(result.model).history, *own)
-
-
-def add_record_(result: Conversion, record: Record) -> Conversion:
-    """Append to a network's history, in place.
-
-    A network without a plan came as a module, and may be used as one again: its origin keeps the record, too.
-    """
-    result.history.append(record)
-    if result.plan is None:
-        origin = origin_of(result.model)
-        attach_origin(result.model, replace(origin, history=(*origin.history, record.to_dict())))
-    return result
-
-
-def attach_origin(model: nn.Module, origin: Origin) -> nn.Module:
-    """Note a model's origin on it. An attribute, so that it survives copies; no part of the state dict."""
-    model._normsurgeon_origin = origin  # type: ignore[assignment]
-    return model
+__all__ = ["Origin", "add_record_", "attach_origin", "header_of", "history_of", "origin_of", "plans_of", "save"]
 
 
 def save(
@@ -178,6 +76,8 @@ def save(
         text = json.dumps(origin.to_dict())
     except TypeError as error:
         raise CheckpointError(f"cannot write {path}: the history is not of plain types ({error})") from error
+    if len(text) > MAX_TEXT:
+        raise CheckpointError(f"cannot write {path}: its plans and history have {len(text)} characters of {MAX_TEXT}")
     state = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     if path.suffix == ".safetensors":
         write_atomically(path, lambda temporary: write_safetensors(temporary, state, {KEY: text}))
@@ -192,16 +92,19 @@ def _rebuildable(model: nn.Module, origin: Origin, where: str, on_message: Calla
     own, guessed = origin.source, timm_source_of(model)
     if own is not None and own.kind == "callable" and _is_plain(own.kwargs):
         return origin
-    # A hub id needs the network each time; the timm name of the same architecture does not.
-    known = (guessed, own) if own is not None and own.name.startswith(HUB_PREFIXES) else (own, guessed)
-    for source in (*known, *(_torchvision_sources(model, origin) if own is None else ())):
-        if source is not None and _is_plain(source.kwargs) and _gives(replace(origin, source=source), model):
+    # What a file may not decide (an address, arguments that are code) would not be built again from it.
+    for source in (own, guessed, *(_torchvision_sources(model, origin) if own is None else ())):
+        if source is not None and why_refused(source) is None and _gives(replace(origin, source=source), model):
             return replace(origin, source=source)
     if own is not None:
-        on_message(
-            f"{where}: the model's layers are not those of {own.name} (changed by hand, or the .model of a "
-            "conversion saved instead of the conversion): loading it takes load(path, model=one built alike)"
+        refused = why_refused(own)
+        why = (
+            f"the model was made from {own.name}, {refused}"
+            if refused is not None
+            else f"the model's layers are not those of {own.name} (changed by hand, or the .model of a "
+            "conversion saved instead of the conversion)"
         )
+        on_message(f"{where}: {why}: loading it takes load(path, model=one built alike)")
     else:
         needed = "the BatchNorm model" if origin.plans else "one built alike"
         on_message(
@@ -232,10 +135,7 @@ def _is_plain(kwargs: Mapping[str, Any]) -> bool:
 
 def _gives(origin: Origin, model: nn.Module) -> bool:
     """Whether making the source and replaying the plans comes out at ``model``'s layers. Needs no memory."""
-    try:
-        rebuilt = _rebuilt(origin)
-    except (RuntimeError, NotImplementedError):
-        return True  # an architecture that cannot be made without memory: nothing speaks against it
+    rebuilt = _rebuilt(origin)
     return rebuilt is not None and _layers(rebuilt) == _layers(model)
 
 
@@ -243,8 +143,7 @@ def _rebuilt(origin: Origin) -> nn.Module | None:
     """The source with the plans replayed, on the meta device; None where they do not go together."""
     assert origin.source is not None
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return _replayed(build(origin.source), origin)
+        return skeleton(origin.source, origin)
     except NormSurgeonError:
         return None
 
@@ -256,71 +155,3 @@ def _layers(model: nn.Module) -> tuple[Any, ...]:
         return (shapes,)
     layers = {k: (type(m).__name__, m.extra_repr()) for k, m in model.named_modules()}
     return shapes, {k: layer for k, layer in layers.items() if not layer[0].startswith("Drop")}
-
-
-def header_of(rest: Mapping[str, Any], where: str) -> Origin | None:
-    """The origin in a file's metadata, or None for a file that normsurgeon did not write."""
-    header = rest.get(KEY)
-    if header is None:
-        return None
-    if isinstance(header, str):
-        try:
-            header = json.loads(header)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{where}: the header is damaged ({error})") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{where}: the header is damaged (a {type(header).__name__})")
-    return Origin.from_dict(header, where)
-
-
-def architecture_of(origin: Origin, where: str) -> nn.Module:
-    """The batch norm network that a checkpoint's plans start from, with random weights.
-
-    :raises CheckpointError: when the file does not say, or names a callable: a file must not run code.
-    """
-    source = origin.source
-    if source is None:
-        raise CheckpointError(
-            f"{where} was saved from a model made by hand, and its architecture is not in the file; "
-            "try: normsurgeon.load(path, model=the BatchNorm model)"
-        )
-    if source.kind == "callable" and source.name != DEMO:
-        raise CheckpointError(
-            f"{where} was made from {source.name}, which is code, and a file does not decide what code runs; "
-            f"try: {source.name} --weights {where} (in Python: load({source.name!r}, weights=path))"
-        )
-    return build(source)
-
-
-def _replayed(model: nn.Module, origin: Origin) -> nn.Module:
-    for plan in origin.plans:
-        model = convert_(model, plan, values=False).model
-    # A file from before 2026-11-26 names eps only where a plan softens: then its norms have the original's.
-    before = {d.name: d.site.eps for plan in origin.plans for d in plan.decisions if d.status == "converted"}
-    known = origin.eps or before
-    for name, module in model.named_modules():
-        if name in known and isinstance(getattr(module, "eps", None), float):
-            module.eps = known[name]
-    return model
-
-
-def rebuild(
-    state: StateDict,
-    origin: Origin,
-    where: str,
-    model: nn.Module,
-    on_message: Callable[[str], None],
-    prefix: str | None = None,
-) -> nn.Module:
-    """Replay a checkpoint's plans on ``model``, in place, and load strictly.
-
-    prefix  of several networks in the file, the one to take
-
-    :raises CheckpointError: when the tensors do not fit.
-    :raises ConversionError: when the plans were made for another architecture.
-    """
-    model = _replayed(model, origin)
-    load_state_dict_into(model, state, where, on_message, prefix)
-    if origin.data:
-        model.pretrained_cfg = dict(origin.data)  # type: ignore[assignment]
-    return attach_origin(model, origin).eval()

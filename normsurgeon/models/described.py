@@ -29,14 +29,19 @@ _CONSTRUCTOR = {"num_classes": int, "global_pool": str}
 """Of what a ``config.json`` says, what goes to timm's constructor; the channels are read from the weights."""
 
 
-def shown_arguments(model: nn.Module, state: StateDict, where: str, prefix: str | None = None) -> dict[str, int]:
+def shown_arguments(
+    source: ModelSource, model: nn.Module, state: StateDict, where: str, prefix: str | None = None
+) -> dict[str, int]:
     """``num_classes`` and ``in_chans``, where a file's weights differ from the model's in those alone.
+
+    Only what the source leaves open, and its constructor takes.
 
     :raises CheckpointError: several networks in the file fit, and ``prefix`` does not choose.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     found = find(own, state, where, prefix)
-    return differing_arguments(own, found.under(state)) if found is not None else {}
+    shown = differing_arguments(own, found.under(state)) if found is not None else {}
+    return {k: v for k, v in shown.items() if k not in source.kwargs and _takes_argument(source, k)}
 
 
 def differing_arguments(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -66,7 +71,7 @@ def differing_arguments(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) 
     return dict(arguments + [("in_chans", theirs[1]) for _, theirs in stems.values()])
 
 
-def takes_argument(source: ModelSource, name: str) -> bool:
+def _takes_argument(source: ModelSource, name: str) -> bool:
     """Whether the constructor of a source takes an argument of that name."""
     if source.kind != "callable":
         return source.kind == "timm" or name == "num_classes"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import timm
 from torch import nn
 
 from normsurgeon.errors import CheckpointError, UsageError
-from normsurgeon.models.checkpoint import Origin, architecture_of, attach_origin, header_of, origin_of, rebuild
-from normsurgeon.models.described import described, shown_arguments, takes_argument
+from normsurgeon.models.described import described, shown_arguments
 from normsurgeon.models.foreign_files import is_model_folder
+from normsurgeon.models.origin import Origin, attach_origin, header_of, origin_of
+from normsurgeon.models.rebuilding import rebuild, rebuilt, source_in
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.surgery.replacing import copy_model
@@ -69,11 +69,7 @@ def load(
             on_message(f"{spec}: the classifier has random weights: {kwargs['num_classes']} classes, not {published}")
         return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
-    where = str(weights)
-    origin = header_of(rest, where)
-    if origin is not None:
-        return rebuild(state, replace(origin, source=source), where, build(source), on_message, weights_prefix)
-    return _with_weights(source, state, where, on_message, weights_prefix)
+    return _with_weights(source, state, header_of(rest, str(weights)), str(weights), on_message, weights_prefix)
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
@@ -106,43 +102,46 @@ def _from_file(
             return attach_origin(rebuild(state, Origin(None), where, base, on_message, prefix), origin_of(model))
         return rebuild(state, origin, where, base, on_message, prefix)
     if origin is not None:
-        return rebuild(state, origin, where, architecture_of(origin, where), on_message, prefix)
+        return rebuilt(source_in(origin, where), state, origin, where, on_message, prefix)
     if path.is_dir():
         source, data = described(path, kwargs)
-        return _with_weights(source, state, where, on_message, prefix, data)
+        loaded = _with_weights(source, state, None, where, on_message, prefix)
+        known = {k: v for k, v in getattr(loaded, "pretrained_cfg", {}).items() if _is_plain(v)} | data
+        loaded.pretrained_cfg = known  # type: ignore[assignment]
+        return attach_origin(loaded, replace(origin_of(loaded), data=known))
     name = _architecture(path, rest)
     if name is None:
         raise CheckpointError(
             f"{path} holds weights but does not say of which architecture; "
             f"try: the architecture's name with --weights {path} (in Python: load(name, weights=…))"
         )
-    return _with_weights(ModelSource("timm", name, kwargs), state, where, on_message, prefix)
+    return _with_weights(ModelSource("timm", name, kwargs), state, None, where, on_message, prefix)
 
 
 def _with_weights(
     source: ModelSource,
     state: StateDict,
+    origin: Origin | None,
     where: str,
     on_message: Callable[[str], None],
     prefix: str | None,
-    data: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """The architecture with the weights of a file that normsurgeon did not write.
+    """The architecture that the user named, with a file's weights.
 
-    It is made with as many classes and channels as the weights have, where ``source`` does not say otherwise.
-
-    data  the pre-processing that the file's owner wrote down
+    Of a file that normsurgeon did not write (no ``origin``) it is made with as many classes and channels as the weights
+    have, where ``source`` does not say otherwise.
     """
+    foreign = origin is None
+    origin = replace(origin or Origin(source), source=source)
+    if source.kind != "callable" and not source.name.startswith(HUB_PREFIXES):
+        return rebuilt(source, state, origin, where, on_message, prefix, read_arguments=foreign)
     model = build(source)
-    shown = shown_arguments(model, state, where, prefix)
-    taken = {k: v for k, v in shown.items() if k not in source.kwargs and takes_argument(source, k)}
-    if taken:
-        source = replace(source, kwargs={**source.kwargs, **taken})
+    shown = shown_arguments(source, model, state, where, prefix) if foreign else {}
+    if shown:
+        source = replace(source, kwargs={**source.kwargs, **shown})
         model = build(source)
-    known = _data_of(model, source)
-    if data:
-        known = {**{k: v for k, v in getattr(model, "pretrained_cfg", {}).items() if _is_plain(v)}, **data}
-    return rebuild(state, Origin(source, data=known), where, model, on_message, prefix)
+    origin = replace(origin, source=source, data=origin.data or _data_of(model, source))
+    return rebuild(state, origin, where, model, on_message, prefix)
 
 
 def _architecture(path: Path, rest: dict[str, Any]) -> str | None:

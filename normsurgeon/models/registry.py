@@ -139,7 +139,7 @@ def _from_timm(source: ModelSource, pretrained: bool) -> nn.Module:
         if pretrained:
             raise _weights_unavailable(source.name, error) from error
         raise LoadingError(f"{source.name} could not be loaded: {one_line(error)}") from error
-    except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # a constructor may raise anything about an argument that it does not expect
         raise LoadingError(f"timm could not create {source.name}: {one_line(error)}") from error
 
 
@@ -159,7 +159,7 @@ def _from_torchvision(source: ModelSource, pretrained: bool) -> nn.Module:
             model = models.get_model(name, weights=weights, **kwargs)
     except OSError as error:
         raise _weights_unavailable(f"torchvision:{name}", error) from error
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+    except Exception as error:
         raise LoadingError(f"torchvision could not create {name}: {one_line(error)}") from error
     if not hasattr(model, "pretrained_cfg"):
         model.pretrained_cfg = _torchvision_config(name)

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from normsurgeon._util.one_line import one_line
 from normsurgeon.errors import CheckpointError
+from normsurgeon.models.file_checks import check_pickle, check_safetensors, check_tensors
 from normsurgeon.models.foreign_files import read_index, weights_in, what_it_is
 from normsurgeon.models.prefixes import find, is_batch_counter, nearest, several
 from normsurgeon.models.stand_ins import harmless_types, is_array
@@ -78,6 +78,21 @@ def load_state_dict_into(
 ) -> None:
     """Load a state dict into ``model``, strictly.
 
+    :raises CheckpointError: as ``fit_state_dict``.
+    """
+    fitting = fit_state_dict(model, state, where, on_message, prefix)
+    restore_(model, {**model.state_dict(), **fitting}, versions_of(fitting))
+
+
+def fit_state_dict(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    on_message: Callable[[str], None],
+    prefix: str | None = None,
+) -> StateDict:
+    """A state dict's tensors under the names that ``model`` has for them. Reads and allocates no values.
+
     The model's tensors are those under the one prefix that covers all of its names. Keys that differ only in name are
     matched in order when every shape agrees. ``on_message`` is called with what was left out, or matched in order.
 
@@ -85,8 +100,7 @@ def load_state_dict_into(
 
     :raises CheckpointError: tensors are missing, left over, or of another shape; several networks in the file fit.
     """
-    whole = model.state_dict()
-    own = {k: v for k, v in whole.items() if isinstance(v, Tensor)}
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     fitted = fit(own, state, where, on_message, prefix)
     missing, extra = [k for k in own if k not in fitted], [k for k in fitted if k not in own]
     if missing or extra:
@@ -102,10 +116,7 @@ def load_state_dict_into(
         problem = _problem(key, fitted[key], tensor)
         if problem is not None:
             raise CheckpointError(f"{where} does not fit {type(model).__name__}: {problem}")
-    try:
-        restore_(model, {**whole, **fitted}, _versions(fitted))
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{where} does not fit {type(model).__name__}: {one_line(error)}") from error
+    return fitted
 
 
 def restore_(
@@ -117,7 +128,7 @@ def restore_(
               torchvision's MNASNet refuses what it wrote itself
     """
     new = OrderedDict(state)
-    own = _versions(model.state_dict())
+    own = versions_of(model.state_dict())
     new._metadata = {name: versions.get(name, version) for name, version in own.items()}  # type: ignore[attr-defined]
     model.load_state_dict(new, strict=True)
 
@@ -139,7 +150,7 @@ def fit(
         if found.message is not None:
             on_message(f"{where}: {found.message}")
         fitted: StateDict = OrderedDict({**counters, **found.under(state)})
-        start, known = found.prefix, _versions(state)
+        start, known = found.prefix, versions_of(state)
         fitted._metadata = {  # type: ignore[attr-defined]
             f"{name}.".removeprefix(start).rstrip("."): entry
             for name, entry in known.items()
@@ -180,6 +191,7 @@ def write_pickle(path: Path, content: Any) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -188,10 +200,12 @@ def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any]]:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({error})") from error
     if not state:
         raise CheckpointError(f"{path} holds no tensors, and a state dict was expected")
+    check_tensors(path, state)
     return state if KEY in rest else _plain_names(state), rest
 
 
 def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    check_pickle(path)
     try:
         with torch.serialization.safe_globals(list(harmless_types())), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -215,10 +229,11 @@ def _read_pickle(path: Path) -> tuple[StateDict, dict[str, Any]]:
     for prefix, part in _dictionaries(content if foreign else content.get("state_dict", {}), set()):
         tensors = {key: value for key, value in part.items() if isinstance(value, Tensor) and isinstance(key, str)}
         state.update((prefix + key, value) for key, value in tensors.items())
-        versions.update(_versions(part, prefix))
+        versions.update(versions_of(part, prefix))
     state._metadata = versions  # type: ignore[attr-defined]
     if not state:
         raise CheckpointError(f"{path} {_nothing(content)}")
+    check_tensors(path, state)
     return _plain_names(state) if foreign else state, rest
 
 
@@ -238,7 +253,7 @@ def _dictionaries(
             yield from _dictionaries(value, seen, f"{prefix}{key}.", depth + 1)
 
 
-def _versions(part: Mapping[Any, Any], prefix: str = "") -> dict[str, dict[str, int]]:
+def versions_of(part: Mapping[Any, Any], prefix: str = "") -> dict[str, dict[str, int]]:
     """The versions of modules' formats that a state dict carries, by the modules' names."""
     found = getattr(part, "_metadata", None)
     if not isinstance(found, dict):
@@ -258,7 +273,7 @@ def _plain_names(state: StateDict) -> StateDict:
     renamed: StateDict = OrderedDict((plain(key), value) for key, value in state.items())
     if len(renamed) < len(state):
         return state
-    renamed._metadata = {plain(f"{key}.").rstrip("."): entry for key, entry in _versions(state).items()}  # type: ignore[attr-defined]
+    renamed._metadata = {plain(f"{key}.").rstrip("."): entry for key, entry in versions_of(state).items()}  # type: ignore[attr-defined]
     return renamed
 
 
@@ -279,9 +294,9 @@ def _problem(key: str, theirs: Tensor, own: Tensor) -> str | None:
             f"{key} has shape {tuple(theirs.shape)} in the file and {tuple(own.shape)} in the model; "
             "another number of classes or channels?"
         )
-    if theirs.is_meta:
-        return f"{key} has no values in the file (it was saved from the meta device)"
-    if theirs.is_quantized or (own.is_floating_point() and not theirs.is_floating_point()):
+    if theirs.is_complex() and not own.is_complex():
+        return f"{key} has complex numbers in the file"
+    if own.is_floating_point() and not theirs.is_floating_point():
         return f"{key} is {str(theirs.dtype).removeprefix('torch.')} in the file: quantized weights cannot be loaded"
     return None
 

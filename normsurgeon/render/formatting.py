@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from normsurgeon.printable import printable
 from normsurgeon.render.document import Finding, Form, Table, Value
 
 DASH = "–"
@@ -116,11 +117,11 @@ def used(table: Table) -> Table:
 
 
 def cell_texts(table: Table) -> list[list[str]]:
-    """Each row's cells in words; where a text has no value, an empty one."""
+    """Each row's cells in words, on one line each; where a text has no value, an empty one."""
     forms = [column.form for column in table.columns]
     return [
         [
-            "" if form == "text" and value is None else in_form(value, form)
+            "" if form == "text" and value is None else printable(in_form(value, form), keep="")
             for value, form in zip(row, forms, strict=True)
         ]
         for row in table.rows

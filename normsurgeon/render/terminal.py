@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text as Words
 
+from normsurgeon.printable import printable
 from normsurgeon.render.document import (
     Bars,
     Block,
@@ -94,9 +95,13 @@ class _Drawing:
         self.narrow = width < _NARROW
 
     def words(self, text: str, style: str = "", no_wrap: bool = False) -> Words:
-        """Text that folds, without signs that the terminal lacks; brackets in it are no markup."""
+        """Text that folds, without signs that the terminal lacks or obeys; brackets in it are no markup."""
         empty = Words(overflow="crop" if no_wrap else "fold", no_wrap=no_wrap)
-        return empty.append(as_ascii(text) if self.ascii_only else text, style or None)
+        return empty.append(self.plain(text), style or None)
+
+    def plain(self, text: str) -> str:
+        """Text that does nothing but stand there."""
+        return printable(as_ascii(text) if self.ascii_only else text)
 
     def header(self, document: Document) -> RenderableType:
         """What it is about, in a few lines."""
@@ -144,7 +149,7 @@ class _Drawing:
                 yield from self.bars(block)
             case HeatMap():
                 yield from self.title(block.title)
-                yield heat_map(block, self.width, self.colours, as_ascii if self.ascii_only else str)
+                yield heat_map(block, self.width, self.colours, self.plain)
             case Chart(plain=plain):
                 for i, inner in enumerate(plain):
                     if i:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from normsurgeon.printable import printable
 from normsurgeon.render.document import (
     Bars,
     Block,
@@ -36,7 +37,7 @@ def to_text(document: Document, ascii_only: bool = False) -> str:
     for section in document.shown_in("text"):
         if body := joined([block_text(block) for block in section.blocks]):
             parts.append(f"{section.title}\n{body}" if section.title else body)
-    text = joined(parts) + "\n"
+    text = printable(joined(parts)) + "\n"
     return as_ascii(text) if ascii_only else text
 
 
@@ -48,9 +49,11 @@ def plain_table(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Col
     bn1        4
     layer1.bn
     """
-    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    title, *cells = (
+        ["" if value is None else printable(str(value), keep="") for value in row] for row in (header, *rows)
+    )
     used = [i for i in range(len(header)) if any(row[i] for row in cells)]
-    table = [[row[i] for i in used] for row in (list(header), *cells)]
+    table = [[row[i] for i in used] for row in (title, *cells)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = (
         "  ".join(

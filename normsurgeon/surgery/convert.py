@@ -9,13 +9,16 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from normsurgeon.calls import as_call
 from normsurgeon.errors import ConversionError, UsageError
 from normsurgeon.graph.following import Followed
+from normsurgeon.graph.linearity import out_channels
 from normsurgeon.graph.skeleton import require_plain, why_valueless
 from normsurgeon.graph.trace import batch_norm_arguments, is_functional_batch_norm, symbolic_trace, trace
 from normsurgeon.norms import batchnorm
+from normsurgeon.printable import one_short_line
 from normsurgeon.render.document import Document, Facts, Notes, Section
 from normsurgeon.render.presentable import Presentable
 from normsurgeon.surgery import verdict as verdicts
@@ -288,6 +291,7 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
     """The model's modules by path, once every decision of the plan has been found in it."""
     require_plain(model)
     modules = dict(model.named_modules())
+    other = f"the plan was made for another model ({one_short_line(plan.model, 60)})"
     for decision in plan.decisions:
         if decision.site.functional:
             continue
@@ -295,18 +299,29 @@ def _check_fit(model: nn.Module, plan: ConversionPlan) -> dict[str, nn.Module]:
         if found is None or not batchnorm.is_batch_norm(found):
             what = "is not there" if found is None else f"is a {type(found).__name__}"
             raise ConversionError(
-                f"the plan was made for another model ({plan.model}): {decision.name}, "
-                f"there a {decision.site.class_name}, {what} in this {type(model).__name__}; make a new plan"
+                f"{other}: {one_short_line(decision.name, 60)}, there a "
+                f"{one_short_line(decision.site.class_name, 60)}, {what} in this {type(model).__name__}; "
+                "make a new plan"
             )
         channels = batchnorm.read(found).channels
         if channels != decision.site.channels:
             raise ConversionError(
-                f"the plan was made for another model ({plan.model}): {decision.name} has {channels} channels in "
+                f"{other}: {one_short_line(decision.name, 60)} has {channels} channels in "
                 f"this {type(model).__name__}, and {decision.site.channels} in the plan; make a new plan"
             )
-        if decision.folds and decision.site.producer not in modules:
-            raise ConversionError(f"the plan folds into {decision.site.producer}, which this model does not have")
+        if decision.folds and not _can_fold(modules.get(decision.site.producer or ""), channels):
+            named = one_short_line(decision.site.producer or "nothing", 60)
+            raise ConversionError(f"{other}: it folds into {named}, which is no such layer here; make a new plan")
     return modules
+
+
+def _can_fold(layer: nn.Module | None, channels: int) -> bool:
+    """Whether a layer is one that a norm of so many channels can be folded into."""
+    return (
+        isinstance(layer, (nn.Linear, _ConvNd))
+        and {"weight", "bias"} <= set(layer._parameters)
+        and out_channels(layer) == channels
+    )
 
 
 def _probes(model: nn.Module, plan: ConversionPlan, followed: Followed) -> dict[str, FeatureProbe]:
@@ -327,7 +342,15 @@ def _as_graph(model: nn.Module, plan: ConversionPlan, leaves: tuple[type[nn.Modu
         if decision is None or not is_functional_batch_norm(node):
             continue
         arguments = batch_norm_arguments(node)
-        stand_in = nn.BatchNorm2d(decision.site.channels, eps=decision.site.eps)
+        mean = arguments.get("running_mean")
+        held = isinstance(mean, fx.Node) and mean.op == "get_attr"
+        channels = len(attrgetter(str(mean.target))(graph_module)) if mean is not None and held else 0
+        if channels != decision.site.channels:
+            raise ConversionError(
+                f"the plan was made for another model: {one_short_line(node.name, 60)} has {channels or 'no known'} "
+                f"channels here, and {decision.site.channels} in the plan; make a new plan"
+            )
+        stand_in = nn.BatchNorm2d(channels, eps=decision.site.eps)
         for key in ("running_mean", "running_var", "weight", "bias"):
             source = arguments.get(key)
             value = attrgetter(str(source.target))(graph_module) if isinstance(source, fx.Node) else None

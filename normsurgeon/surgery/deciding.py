@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import ConfigDict
+
+from normsurgeon._util.schema import STRICT
 from normsurgeon.errors import TargetError
 from normsurgeon.graph.sites import NormSite
 from normsurgeon.norms.targets import Target, auto_groups, find_target
@@ -30,6 +32,8 @@ class Request:
     eps: float | None = None
     as_graph: bool = False
     balance: bool = True
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         if self.target is not None:
@@ -86,20 +90,6 @@ class Decision:
             "reason": self.reason,
             "site": self.site.to_dict(),
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Decision:
-        """The inverse of ``to_dict``."""
-        return cls(
-            site=NormSite.from_dict(values["site"]),
-            status=values["status"],
-            target=values["to"],
-            groups=values["groups"],
-            eps=values["eps"],
-            whitening=values["whitening"],
-            balanced=values["balanced"],
-            reason=values["reason"],
-        )
 
 
 def decide(site: NormSite, request: Request) -> Decision:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from normsurgeon._util.schema import parsed, read_as
 from normsurgeon.errors import CheckpointError, ConversionError, TargetError
 from normsurgeon.graph.following import Followed
 from normsurgeon.graph.sites import find_sites
@@ -24,6 +25,7 @@ from normsurgeon.patterns import select
 from normsurgeon.render.document import Column, Document, Notes, Section, Table
 from normsurgeon.render.presentable import Presentable
 from normsurgeon.surgery.deciding import Decision, Request, decide, parse_target
+from normsurgeon.surgery.plan_schema import PlanSchema
 
 FORMAT = 1
 
@@ -95,45 +97,41 @@ class ConversionPlan(Presentable):
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ConversionPlan:
-        """The inverse of ``to_dict``.
+    def from_dict(cls, values: Mapping[str, Any], where: str = "this plan") -> ConversionPlan:
+        """The inverse of ``to_dict``. ``where`` names the plan in errors.
 
         :raises CheckpointError: for a plan of another format, or one that is damaged.
         """
         if values.get("format") != FORMAT:
             raise CheckpointError(
-                f"this plan has format {values.get('format')!r}, and this version reads format {FORMAT}; "
+                f"{where} has format {values.get('format')!r}, and this version reads format {FORMAT}; "
                 "try: pip install --upgrade normsurgeon"
             )
-        try:
-            return cls(
-                model=values["model"],
-                request=Request(**values["request"]),
-                decisions=tuple(Decision.from_dict(site) for site in values["sites"]),
-                traced_by=values["traced_by"],
-                input_shape=tuple(values["input_shape"]) if values["input_shape"] else None,
-                notes=tuple(values["notes"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"this plan is damaged: {type(error).__name__} {error}") from error
+        return cls.of(read_as(PlanSchema, dict(values), where))
+
+    @classmethod
+    def of(cls, read: PlanSchema) -> ConversionPlan:
+        """The plan that a file holds."""
+        return cls(
+            model=read.model,
+            request=read.request,
+            decisions=tuple(site.decision for site in read.sites),
+            traced_by=read.traced_by,
+            input_shape=read.input_shape,
+            notes=read.notes,
+        )
 
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> ConversionPlan:
-        """The inverse of ``to_json``.
+    def from_json(cls, text: str, where: str = "this plan") -> ConversionPlan:
+        """The inverse of ``to_json``. ``where`` names the plan in errors.
 
         :raises CheckpointError: when the text is no plan.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"this is not a plan: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError("this is not a plan: a JSON object was expected")
-        return cls.from_dict(values)
+        return cls.from_dict(parsed(text, where), where)
 
     @property
     def summary(self) -> str:
