@@ -13,7 +13,7 @@ from normsurgeon.surgery.plan_schema import PlanSchema
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 ModelSide = Annotated[int, Field(ge=1, le=512)]
-"""Some constructors loop over all pairs of positions in Python: minutes at 1024 pixels (efficientformerv2_s0)."""
+"""Of the images that a model is built for: the tables of some grow with the fourth power of it."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
