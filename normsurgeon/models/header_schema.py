@@ -12,6 +12,8 @@ from normsurgeon.models.registry import Kind
 from normsurgeon.surgery.plan_schema import PlanSchema
 
 Side = Annotated[int, Field(ge=1, le=4096)]
+ModelSide = Annotated[int, Field(ge=1, le=512)]
+"""Of the images that a model is built for: the tables of some grow with the fourth power of it."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -75,7 +77,7 @@ class ArgumentsSchema(Schema):
 
     num_classes: Annotated[int, Field(ge=0, le=10**8)] = 1000
     in_chans: Annotated[int, Field(ge=1, le=10**8)] = 3
-    img_size: Side | tuple[Side, Side] = 224
+    img_size: ModelSide | tuple[ModelSide, ModelSide] = 224
     global_pool: Annotated[str, Field(pattern="^[a-z0-9]{0,16}$")] | bool = ""
     output_stride: Annotated[int, Field(ge=1, le=64)] = 32
     features_only: bool = False
