@@ -79,8 +79,8 @@ def test_images_of_every_mode_are_taken(mode, channels):
 
 
 def test_a_colour_mode_that_pillow_cannot_convert_is_a_data_error():
-    with pytest.raises(DataError, match="has the colour mode La, of which Pillow makes no RGB; try saving it as PNG"):
-        DataConfig().transform()(Image.new("La", (8, 8)))
+    with pytest.raises(DataError, match="has the colour mode LAB, of which Pillow makes no RGB; try saving it as PNG"):
+        DataConfig().transform()(Image.new("LAB", (8, 8)))
 
 
 def test_normalisation_is_the_formula():
