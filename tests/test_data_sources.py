@@ -12,7 +12,7 @@ from conftest import put
 from torch import nn
 
 from normsurgeon.data import demo_images
-from normsurgeon.data.labels import class_names_for, labels_of_folders
+from normsurgeon.data.labels import class_names_for, class_numbers
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
@@ -154,7 +154,7 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
     synsets = (Path(timm.__file__).parent / "data" / "_info" / file).read_text().split()
     assert len(synsets) == classes
     chosen = [synsets[7], synsets[classes - 1], synsets[classes // 2]]
-    assert labels_of_folders(chosen, classes, "here") == [7, classes - 1, classes // 2]
+    assert class_numbers(chosen, classes, "here") == [7, classes - 1, classes // 2]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
 )
 def test_folders_that_cannot_be_the_head_s_classes_are_refused(names, classes, message):
     with pytest.raises(DataError, match=message):
-        labels_of_folders(names, classes, "here")
+        class_numbers(names, classes, "here")
 
 
 def test_class_names_are_imagenet_s_or_the_model_s_own():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from normsurgeon.data.label_ways import check_way
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
@@ -59,6 +60,7 @@ def analyze(
     ] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.", show_default=False)] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
+    labels: options.Labels = "by-name",
     batch_size: options.BatchSize = 16,
     max_images: options.MaxImages = None,
     sensitivity_images: Annotated[int, typer.Option(min=1, help="Images that sensitivity is measured with.")] = 32,
@@ -91,6 +93,7 @@ def analyze(
 
     for path, _ in files:
         check_writable(path)
+    way = check_way(labels)
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
     import normsurgeon as ns
@@ -102,6 +105,7 @@ def analyze(
             network,
             data or "demo",
             baseline=reference,
+            labels=way,
             **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
             layers=layers or (),
             sweep=sweep,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from normsurgeon.data.label_ways import check_way
 from normsurgeon_cli import options
 from normsurgeon_cli.console import print_json, print_message, print_table, progress
 
@@ -24,6 +25,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="Also measure the agreement with this model.", show_default=False),
     ] = None,
+    labels: options.Labels = "by-name",
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
@@ -35,6 +37,7 @@ def evaluate(
 
     Under torchrun and accelerate launch the processes share the images.
     """
+    way = check_way(labels)
     network = options.load(model, weights, random_init)
     reference = options.load(baseline) if baseline is not None else None
     import normsurgeon as ns
@@ -44,6 +47,7 @@ def evaluate(
             network,
             data,
             baseline=reference,
+            labels=way,
             batch_size=batch_size,
             max_images=max_images,
             device=options.device_or_default(device),

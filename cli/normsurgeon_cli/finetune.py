@@ -12,6 +12,7 @@ import typer
 
 from normsurgeon._util.progress import Progress
 from normsurgeon.data.augmentation import AUGMENTATION
+from normsurgeon.data.label_ways import check_way
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon.finetuning.config import LENGTH, LOSS, OPTIMIZER, RUN, FinetuneConfig
@@ -60,6 +61,7 @@ def finetune(
     num_classes: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Give the network a new head.", show_default=False)
     ] = None,
+    labels: options.Labels = "by-name",
     settings: dict[str, Any],
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=RUN)] = 0,
     device: options.Device = None,
@@ -77,6 +79,7 @@ def finetune(
     with _quiet(not is_main_process()):
         from normsurgeon.finetuning.finetune import finetune as run
 
+        way = check_way(labels)
         FinetuneConfig(**settings)  # raises before minutes of download
         network: Any = options.load(model, weights, random_init)
         master: Any = options.load(teacher) if teacher is not None else "original"
@@ -91,6 +94,7 @@ def finetune(
                 output=output,
                 resume=resume,
                 num_classes=num_classes,
+                labels=way,
                 device=device,
                 workers=workers,
                 on_message=print_message,

@@ -96,10 +96,8 @@ def open_data(name: str, train_images: int | None = None, test_images: int | Non
 
 
 def _labels(source: ImageSource) -> Iterator[int]:
-    known = getattr(source.reader, "labels", None)
-    if known is not None:
-        return (int(label) for label in known)
-    return (int(label or 0) for _, label in source.samples())
+    known = source.known_labels
+    return iter(known) if known is not None else (int(label or 0) for _, label in source.samples())
 
 
 class _Lazy(Dataset[Any]):

@@ -6,9 +6,8 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
 from PIL import Image
 
 from normsurgeon._util.one_line import one_line
@@ -105,7 +104,9 @@ def _check_size(image: Image.Image) -> None:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _TURNS.get(image.getexif().get(_ORIENTATION))  # type: ignore[arg-type]
     except Exception:  # damaged notes, which are no reason to leave out an image
         return None
 

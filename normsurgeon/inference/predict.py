@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon.data.labels import class_names_for
+from normsurgeon.data.folders import images_below
 from normsurgeon.data.images import read_image
-from normsurgeon.data.sources import class_folders, images_below
+from normsurgeon.data.labels import class_names_for
+from normsurgeon.data.sources import class_folders
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, fetched_logits, name_of, placed

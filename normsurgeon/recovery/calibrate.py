@@ -107,7 +107,7 @@ def calibrate_(
     shared, and every process ends with the weights that one alone would come to, up to rounding.
 
     :raises UsageError: no original, a model that is no conversion, or batches that can be passed over only once.
-    :raises DataError: no images.
+    :raises DataError: no images, or one that is not finite.
     :raises ProcessError: another of several processes failed.
 
     >>> import normsurgeon as ns, timm
@@ -123,7 +123,7 @@ def calibrate_(
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
     if isinstance(data, (str, os.PathLike)):
-        data = open_split(data, None, training=True)  # whatever its labels are
+        data = open_split(data, None, training=True, labels="none")
     begin = time.perf_counter()
     shard = own_shard()
     with ExitStack() as stack:
@@ -135,14 +135,14 @@ def calibrate_(
         images, balanced = 0, 0
         if balance:
             most = MAX_KEPT_IMAGES if max_images is None else max_images
-            views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
+            views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
             if not views.repeatable:
                 raise UsageError(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
             images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
         most = matched_images if max_images is None else min(matched_images, max_images)
-        views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
+        views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
         held, matched = shared_images(views)
         count = counter("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)

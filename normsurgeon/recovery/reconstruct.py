@@ -130,7 +130,7 @@ def reconstruct_(
     local_steps, …  the settings, as ``ReconstructionConfig`` describes them
 
     :raises UsageError: no original, a model that is no conversion, or a setting that cannot have its value.
-    :raises DataError: too few images.
+    :raises DataError: too few images, or one that is not finite.
     :raises TrainingError: a loss that is not finite.
 
     >>> import normsurgeon as ns, timm
@@ -155,13 +155,13 @@ def reconstruct_(
         stack.enter_context(undone_on_error(model))
         stack.enter_context(_gradients_put_back(model))
         if not isinstance(data, ImageSource):
-            data = open_split(data, None, training=True)  # whatever its labels are
+            data = open_split(data, None, training=True, labels="none")
         fit, judge = _split(data, config, max_images)
         shape = DataConfig.of(model)
         augmentation = Augmentation(scale=(config.scale, 1.0))
         feed = make_feed(fit, shape, augmentation, config.batch_size, config.seed, workers=workers)
         blocks = shared_blocks(model, reference, plans_of(result), shape, required=False)
-        held = held_images(open_views(judge, [model, reference], classifiers=True))
+        held = held_images(open_views(judge, [model, reference], labels="none"))
         fitting = Fitting(model, reference, blocks, config, feed, held, on_progress)
         fitting.run()
     record = ReconstructionRecord(
@@ -191,7 +191,9 @@ def _split(data: Any, config: ReconstructionConfig, max_images: int | None) -> t
             data = split_source(data, max_images, config.seed)[1]
         count = len(data)
     else:
-        pool = [unpacked(batch)[0] for batch in data]
+        pool: list[Any] = []
+        for batch in data:
+            pool.append(unpacked(batch, sum(map(len, pool)))[0])
         if not pool:
             raise DataError("there are no images to fit on; the batches are empty (was an iterator used up before?)")
         if not all(isinstance(images, Tensor) for images in pool):
