@@ -51,8 +51,8 @@ def leads_nowhere(path: str) -> bool:
 
 
 def images_below(folder: str | os.PathLike[str]) -> list[str]:
-    """The paths of all images in a folder and in the folders within; hidden ones left out, in order."""
-    return [path for _, _, images in _walk(os.fspath(folder)) for path in images]
+    """The paths of all images in a folder and in the folders within; hidden ones and links back up left out, in order."""
+    return [path for _, _, images in _walk(os.fspath(folder), up=False) for path in images]
 
 
 def images_of_classes(root: str | os.PathLike[str], folders: Sequence[str]) -> dict[str, list[str]]:
@@ -67,8 +67,8 @@ def images_of_classes(root: str | os.PathLike[str], folders: Sequence[str]) -> d
     for folder in folders:
         name = os.path.basename(folder)
         found[name] = []
-        for path, real, images in _walk(folder):
-            if (top + os.sep).startswith(real.rstrip(os.sep) + os.sep):
+        for path, real, images in _walk(folder, up=True):
+            if _holds(real, top):
                 raise DataError(
                     f"{path} is a link to {real}, which holds the class folders: their images would get the label "
                     f"{name}; try removing the link"
@@ -83,13 +83,22 @@ def images_of_classes(root: str | os.PathLike[str], folders: Sequence[str]) -> d
     return found
 
 
-def _walk(folder: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Folders from the top down: (path, real path, its images), each real folder once, whatever links lead to it."""
-    left, seen = [folder], set()
+def _holds(folder: str, other: str) -> bool:
+    """Whether a real folder is another one or above it."""
+    return (other + os.sep).startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _walk(folder: str, up: bool) -> Iterator[tuple[str, str, list[str]]]:
+    """Folders from the top down: (path, real path, its images), each real folder once, whatever links lead to it.
+
+    up  whether to follow a link to a folder above the first one
+    """
+    left, top = [folder], os.path.realpath(folder)
+    seen: set[str] = set()
     while left:
         path = left.pop()
         real = os.path.realpath(path)
-        if real in seen:
+        if real in seen or (not up and real != top and _holds(real, top)):
             continue
         seen.add(real)
         images, folders = listing(path)

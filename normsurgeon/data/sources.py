@@ -18,7 +18,7 @@ from torchvision.datasets import DatasetFolder
 from normsurgeon._util.one_line import one_line
 from normsurgeon.data.demo_images import digits, photographs
 from normsurgeon.data.fashion import CLASSES, fashion_mnist
-from normsurgeon.data.folders import image_endings, images_below, images_of_classes, leads_nowhere, listing
+from normsurgeon.data.folders import image_endings, images_of_classes, leads_nowhere, listing
 from normsurgeon.data.images import read_image
 from normsurgeon.data.label_ways import Labels, check_way
 from normsurgeon.data.labels import Head, class_numbers
@@ -214,11 +214,6 @@ def nothing_readable(name: str, count: int, reason: str) -> DataError:
 def _open_folder(path: Path, name: str) -> ImageSource:
     loose, folders = listing(path)
     class_names = [os.path.basename(folder) for folder in folders]
-    if folders and not loose and all(folder.lower() in _SPLITS for folder in class_names):
-        inside = {folder: len(images_below(path / folder)) for folder in class_names}
-        if any(inside.values()):
-            best = max(class_names, key=lambda folder: ("train" not in folder.lower(), inside[folder]))
-            raise DataError(f"the folders of {name} are splits, not classes; try {os.path.join(name, best)}")
     found = images_of_classes(path, folders)
     if not any(found.values()):
         if not loose:
@@ -230,6 +225,9 @@ def _open_folder(path: Path, name: str) -> ImageSource:
             f"{name} holds both images ({os.path.basename(loose[0])}) and folders of images "
             f"({class_names[0]}); try moving the images into a class folder, or elsewhere"
         )
+    if all(folder.lower() in _SPLITS for folder in class_names):
+        best = max(class_names, key=lambda folder: ("train" not in folder.lower(), len(found[folder])))
+        raise DataError(f"the folders of {name} are splits, not classes; try {os.path.join(name, best)}")
     # An empty folder keeps its number: the numbers of the others must not depend on which files have arrived.
     pairs = [(p, place) for place, folder in enumerate(class_names) for p in found[folder]]
     files = Files([p for p, _ in pairs], [place for _, place in pairs], str(path))
