@@ -163,8 +163,8 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
         (
             [TENCH, "n99999999"],
             1000,
-            r"^here mixes classes of the network \(n01440764\) with others \(n99999999\); try moving n99999999 elsewhere, or "
-            r"labels='by-position' or 'none' \(--labels\)$",
+            r"^here mixes classes of the network \(n01440764\) with others \(n99999999\); try moving n99999999 "
+            r"elsewhere, or labels='by-position' or 'none' \(--labels\)$",
         ),
         ([TENCH, "misc"], 1000, r"^here mixes classes of the network \(n01440764\) with others \(misc\); try moving"),
         (

@@ -204,6 +204,18 @@ def test_an_image_that_is_not_finite_stops_calibration_and_reconstruction_and_ch
     assert all(torch.equal(before[name], tensor) for name, tensor in result.model.state_dict().items())
 
 
+def test_calibration_and_reconstruction_count_what_they_could_not_read(tmp_path):
+    result = ns.convert(timm.create_model("test_resnet").eval(), to="gn", balance=False, verdict=False, check=False)
+    for number in range(8):
+        put(tmp_path / f"{number}.png", 30 * number, size=(40, 40))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    calibrated = ns.calibrate(result, tmp_path, balance=False).history[-1]
+    assert (calibrated.matched_images, calibrated.skipped) == (8, 1)
+    assert calibrated.summary.endswith("; images that could not be read: 1")
+    fitted = ns.reconstruct(result, tmp_path, local_steps=0, steps=2, batch_size=4, held_out=0.3).history[-1]
+    assert fitted.skipped == 1
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_an_image_that_is_not_finite_stops_evaluation_and_analysis(value):
     net = timm.create_model("test_resnet").eval()

@@ -51,7 +51,7 @@ def leads_nowhere(path: str) -> bool:
 
 
 def images_below(folder: str | os.PathLike[str]) -> list[str]:
-    """The paths of all images in a folder and in the folders within; hidden ones and links back up left out, in order."""
+    """The paths of all images in a folder and in those within, in order; hidden ones and links back up left out."""
     return [path for _, _, images in _walk(os.fspath(folder), up=False) for path in images]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.splitting import open_split
-from normsurgeon.distributed import own_device, own_shard, together
+from normsurgeon.distributed import gather, own_device, own_shard, together
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
@@ -42,6 +42,7 @@ class CalibrationRecord:
                     error in standard deviations and of the logarithm of the standard deviation's error
     worst_site      where that was
     seconds         of wall-clock time
+    skipped         images that could not be read
     """
 
     images: int
@@ -52,6 +53,7 @@ class CalibrationRecord:
     worst_error: float
     worst_site: str | None
     seconds: float
+    skipped: int = 0
 
     @property
     def summary(self) -> str:
@@ -60,6 +62,7 @@ class CalibrationRecord:
             f"calibrated {self.sites} norms ({self.balanced} balanced) on {self.images} images, "
             f"{self.forward_passes} forward passes, {self.seconds:.1f} s; "
             f"largest error before: {self.worst_error:.2f} at {self.worst_site}"
+            + (f"; images that could not be read: {self.skipped}" if self.skipped else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,6 +136,7 @@ def calibrate_(
         stack.enter_context(eval_mode(model, reference))
         stack.enter_context(undone_on_error(model))
         images, balanced = 0, 0
+        unread: set[str] = set()
         if balance:
             most = MAX_KEPT_IMAGES if max_images is None else max_images
             views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
@@ -141,12 +145,15 @@ def calibrate_(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
             images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
+            unread |= set(views.skipped)
         most = matched_images if max_images is None else min(matched_images, max_images)
         views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
         held, matched = shared_images(views)
+        unread |= set(views.skipped)
         count = counter("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)
         errors = match_in_order_(model, pairs, wanted, held[0] if held else None, count)
+        unread = set().union(*gather(unread))
     worst = max(errors, key=errors.__getitem__, default=None)
     record = CalibrationRecord(
         images=max(images, matched),
@@ -157,6 +164,7 @@ def calibrate_(
         worst_error=errors[worst] if worst else 0.0,
         worst_site=worst,
         seconds=time.perf_counter() - begin,
+        skipped=len(unread),
     )
     return add_record_(result, record)
 

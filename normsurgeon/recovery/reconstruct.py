@@ -48,6 +48,7 @@ class ReconstructionRecord:
     logit_scale        what the classifier was multiplied by; 1 for a network without a last linear layer
     curve              (updates, held-out KL) at every check; the first one after that scaling
     seconds            of wall-clock time
+    skipped            images that could not be read
     """
 
     images: int
@@ -60,6 +61,7 @@ class ReconstructionRecord:
     logit_scale: float
     curve: tuple[tuple[int, float], ...]
     seconds: float
+    skipped: int = 0
 
     @property
     def summary(self) -> str:
@@ -68,6 +70,7 @@ class ReconstructionRecord:
         return (
             f"reconstructed on {self.images} images in {self.steps} updates, {self.seconds:.0f} s; "
             f"KL from the original on {self.held_out} held-out images: {before} → {after} nats"
+            + (f"; images that could not be read: {self.skipped}" if self.skipped else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,7 +164,8 @@ def reconstruct_(
         augmentation = Augmentation(scale=(config.scale, 1.0))
         feed = make_feed(fit, shape, augmentation, config.batch_size, config.seed, workers=workers)
         blocks = shared_blocks(model, reference, plans_of(result), shape, required=False)
-        held = held_images(open_views(judge, [model, reference], labels="none"))
+        views = open_views(judge, [model, reference], labels="none")
+        held = held_images(views)
         fitting = Fitting(model, reference, blocks, config, feed, held, on_progress)
         fitting.run()
     record = ReconstructionRecord(
@@ -175,6 +179,7 @@ def reconstruct_(
         logit_scale=fitting.logit_scale,
         curve=tuple(fitting.curve),
         seconds=time.perf_counter() - begin,
+        skipped=len(fitting.skipped | set(views.skipped)),
     )
     return add_record_(result, record)
 
