@@ -15,7 +15,7 @@ from normsurgeon.data.deep_pixels import deep_pixels, is_deep
 from normsurgeon.errors import DataError
 
 MAX_PIXELS = 1 << 26
-"""The largest image that is read: with every conversion, 67 million pixels stay below 1 GiB."""
+"""The largest image that is read: with every conversion, 67 million pixels take less than 0.6 GB."""
 
 STRIP = 1 << 20
 """Pixels that are converted together."""
