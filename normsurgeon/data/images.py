@@ -84,7 +84,12 @@ def _decoded(stream: IO[bytes]) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow says of metadata has no name in it
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(stream, formats=_formats())
+        Image.preinit()  # the common formats; loading all of Pillow's takes a tenth of a second
+        try:
+            image = Image.open(stream, formats=_formats())
+        except Image.UnidentifiedImageError:
+            Image.init()
+            image = Image.open(stream, formats=_formats())
         _check_size(image)
         image.load()
         _check_size(image)  # an icon's images have sizes of their own
@@ -92,8 +97,6 @@ def _decoded(stream: IO[bytes]) -> Image.Image:
 
 
 def _formats() -> list[str]:
-    Image.preinit()
-    Image.init()
     return [name for name in Image.ID if name not in _RUNS_A_PROGRAM]
 
 
