@@ -185,18 +185,15 @@ def test_one_image_is_enough_for_statistics_and_explained_for_the_rest(run, tmp_
     )
 
 
-def test_an_image_that_is_not_finite_after_preprocessing_is_left_out_and_counted():
+def test_an_image_that_is_not_finite_stops_the_analysis():
     model = timm.create_model("test_resnet").eval()
     images = torch.randn(5, 3, 64, 64)
     images[2, 0, 0, 0] = torch.nan
-    report = ns.analyze(model, [(images, torch.arange(5))], only=["statistics"])
-    assert (report.provenance.images, report.provenance.skipped) == (4, 1)
-    assert report.provenance.notes == ("1 image holds values that are not finite after pre-processing; left out",)
-    assert all(record.nan == 0 for record in report.statistics)
     with pytest.raises(
-        DataError, match=r"^there are no images to analyze in list of batches: all 1 hold values that are not"
+        DataError,
+        match=r"^image 7 of the batches \(counted from 0\) holds values that are not finite; try leaving it out$",
     ):
-        ns.analyze(model, [images[2:3]], only=["statistics"])
+        ns.analyze(model, [torch.randn(5, 3, 64, 64), (images, torch.arange(5))], only=["statistics"])
 
 
 @pytest.mark.parametrize(

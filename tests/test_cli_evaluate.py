@@ -59,6 +59,22 @@ def test_the_table_says_what_was_skipped_on_standard_error(run, folder):
     assert "skipped" in result.stderr
 
 
+def test_labels_that_cannot_fit_are_one_line_with_the_ways_out(run):
+    digits = ("evaluate", "test_resnet", "--random-init", "--data", "digits", "--max-images", "2", "--json")
+    refused = run(*digits)
+    assert refused.exit_code == 1
+    assert refused.stderr.strip().splitlines() == [
+        "error: digits has 10 classes and the network 1000, and the names do not say which of these they are; try a "
+        "data set of the network's classes, a new head (finetune --num-classes 10), or labels='by-position' or 'none' "
+        "(--labels)"
+    ]
+    assert json.loads(run(*digits, "--labels", "by-position").stdout)["top1"] is not None
+    assert json.loads(run(*digits, "--labels", "none").stdout)["top1"] is None
+    wrong = run(*digits, "--labels", "by-luck")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "labels='by-luck' is unknown; it is one of by-name, by-position, none" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("prepare", "text"),
     [

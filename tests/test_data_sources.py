@@ -12,7 +12,7 @@ from conftest import put
 from torch import nn
 
 from normsurgeon.data import demo_images
-from normsurgeon.data.labels import class_names_for, labels_of_folders
+from normsurgeon.data.labels import class_names_for, class_numbers
 from normsurgeon.data.sources import open_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
@@ -154,7 +154,7 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
     synsets = (Path(timm.__file__).parent / "data" / "_info" / file).read_text().split()
     assert len(synsets) == classes
     chosen = [synsets[7], synsets[classes - 1], synsets[classes // 2]]
-    assert labels_of_folders(chosen, classes, "here") == [7, classes - 1, classes // 2]
+    assert class_numbers(chosen, classes, "here") == [7, classes - 1, classes // 2]
 
 
 @pytest.mark.parametrize(
@@ -163,19 +163,21 @@ def test_larger_imagenet_heads_have_numbers_of_their_own(classes, file):
         (
             [TENCH, "n99999999"],
             1000,
-            r"^here: the synset n99999999 is not among the 1000 classes of imagenet-1k",
+            r"^here mixes classes of the network \(n01440764\) with others \(n99999999\); try moving n99999999 "
+            r"elsewhere, or labels='by-position' or 'none' \(--labels\)$",
         ),
-        ([TENCH, "misc"], 1000, r"^here mixes synset folders \(n01440764\) with other names \(misc\)"),
+        ([TENCH, "misc"], 1000, r"^here mixes classes of the network \(n01440764\) with others \(misc\); try moving"),
         (
             ["a", "b", "c"],
             2,
-            r"^here holds 3 class folders and the network has 2 classes; .*num_classes=3$",
+            r"^here has 3 classes and the network 2; try a data set of the network's classes, or a new head: "
+            r"num_classes=3 \(finetune --num-classes 3\)$",
         ),
     ],
 )
 def test_folders_that_cannot_be_the_head_s_classes_are_refused(names, classes, message):
     with pytest.raises(DataError, match=message):
-        labels_of_folders(names, classes, "here")
+        class_numbers(names, classes, "here")
 
 
 def test_class_names_are_imagenet_s_or_the_model_s_own():

@@ -120,9 +120,15 @@ def test_fewer_than_five_classes_have_a_top_five(made):
 
 
 def test_logits_that_are_not_finite_count_as_wrong_and_are_no_number_in_json():
-    logits = np.eye(4)
-    logits[1, 1], logits[2, 0] = np.nan, np.inf
-    found = evaluate(Given(), batches_of(logits, np.arange(4)), baseline=Given())
+    class Overflows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = x.flatten(1).clone()
+            logits[logits == 2], logits[logits == 3] = math.nan, math.inf
+            return logits
+
+    images = np.eye(4)
+    images[1, 1], images[2, 0] = 2, 3
+    found = evaluate(Overflows(), batches_of(images, np.arange(4)), baseline=Overflows())
     assert (found.top1, found.top5, found.agreement, found.nonfinite) == (0.5, 0.5, 0.5, 2)
     assert math.isnan(found.loss)
     assert math.isnan(found.kl)
@@ -221,7 +227,7 @@ def test_data_that_is_no_data_is_refused(small, folder):
         evaluate(small, [("a", "b")])
     with pytest.raises(DataError, match="some batches have labels and others have none"):
         evaluate(Given(), [(torch.rand(2, 9, 1, 1), torch.tensor([0, 1])), (torch.rand(2, 9, 1, 1), None)])
-    with pytest.raises(DataError, match="holds 3 class folders and the network has 2 classes"):
+    with pytest.raises(DataError, match=r"^\S+ has 3 classes and the network 2; try a data set"):
         evaluate(timm.create_model("test_resnet", num_classes=2), folder)
 
 

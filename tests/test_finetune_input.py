@@ -54,15 +54,44 @@ def test_a_label_that_only_reading_shows(net):
 
 def test_data_of_another_number_of_classes_offers_to_reset_the_head(tmp_path):
     wide = timm.create_model("test_resnet")
-    text = r"^digits has 10 classes and the network 1000; num_classes=10 \(--num-classes 10\) resets the head$"
-    with pytest.raises(UsageError, match=text):
+    text = (
+        r"^digits has 10 classes and the network 1000, and the names do not .* a new head \(finetune --num-classes 10\)"
+    )
+    with pytest.raises(DataError, match=text):
         tune(wide, "digits")
     for name in ("cat", "dog", "eel"):
         put(tmp_path / name / "1.png")
     narrow = timm.create_model("test_resnet", num_classes=2)
-    with pytest.raises(UsageError, match=r"^\S+ has 3 classes and the network 2; num_classes=3 "):
+    with pytest.raises(DataError, match=r"^\S+ has 3 classes and the network 2; .*num_classes=3 \(finetune --num-"):
         tune(narrow, str(tmp_path))
     assert tune(narrow, str(tmp_path), num_classes=3).model.num_classes == 3
+
+
+def test_held_out_images_get_the_numbers_of_the_training_images_classes(tmp_path):
+    for number, name in enumerate(("cat", "dog", "eel")):
+        put(tmp_path / "train" / name / "1.png", 100 * number)
+    put(tmp_path / "val" / "eel" / "1.png", 200)
+    net = timm.create_model("test_resnet", num_classes=3)
+    with torch.no_grad():
+        net.get_classifier().weight.zero_()
+        net.get_classifier().bias.copy_(torch.tensor([0.0, 0.0, 9.0]))  # always an eel
+    tuned = ns.finetune(net, str(tmp_path), str(tmp_path), steps=1, lr=1e-9, device="cpu")
+    assert tuned.history[-1].before.top1 == 1.0
+    put(tmp_path / "val" / "fox" / "1.png")
+    with pytest.raises(DataError, match=r"mixes classes of the network \(eel\) with others \(fox\); try moving fox"):
+        ns.finetune(net, str(tmp_path), str(tmp_path), steps=1, device="cpu")
+
+
+def test_an_image_of_a_dataset_that_is_not_finite_is_named(net):
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return torch.full((3, 32, 32), float("nan") if index == 2 else 0.0), 0
+
+    with pytest.raises(DataError, match=r"^image 2 of the batches \(counted from 0\) holds values that are not finite"):
+        tune(net, Items(), batch_size=4)
 
 
 def test_synset_folders_are_part_of_imagenet_and_no_mismatch(tmp_path):

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from normsurgeon.data.label_ways import check_way
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon_cli import options
@@ -62,6 +63,7 @@ def analyze(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
     force: options.Force = False,
+    labels: options.Labels = "by-name",
     batch_size: options.BatchSize = 16,
     max_images: options.MaxImages = None,
     sensitivity_images: Annotated[
@@ -92,6 +94,7 @@ def analyze(
             raise UsageError(f"{path}: that file is the report as {ending[1:]}, and its name must end in {ending}")
     for path, _ in files:
         options.check_output(path, force, (*network.inputs, baseline))
+    way = check_way(labels)
     model, made = network.model, network.load()
     reference = load(baseline) if baseline is not None else None
     import normsurgeon as ns
@@ -103,6 +106,7 @@ def analyze(
             made,
             data or "demo",
             baseline=reference,
+            labels=way,
             **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
             layers=layers or (),
             sweep=sweep,

@@ -215,7 +215,7 @@ def _look_for(data: str) -> None:
 
     with explained_imports():
         from normsurgeon.data.splitting import open_split
-    open_split(data, None, training=True)
+    open_split(data, None, training=True, labels="none")
 
 
 def _images(data: str, network: Any) -> Any:
@@ -223,7 +223,7 @@ def _images(data: str, network: Any) -> Any:
     from normsurgeon.inference.views import open_views
     from normsurgeon.recovery.matching import held_images
 
-    return held_images(open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False))[0]
+    return held_images(open_views(data, [network], max_images=PROBE_IMAGES, classifiers=False, labels="none"))[0]
 
 
 def _pair(text: str) -> tuple[str, str]:

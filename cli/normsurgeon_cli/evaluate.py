@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from normsurgeon.data.label_ways import check_way
 from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import print_json, print_message, print_table, progress, score_rows
@@ -32,6 +33,7 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="Also measure the agreement with this model."),
     ] = None,
+    labels: options.Labels = "by-name",
     batch_size: options.BatchSize = 32,
     max_images: options.MaxImages = None,
     device: options.Device = None,
@@ -41,6 +43,7 @@ def evaluate(
 
     Under torchrun and accelerate launch the processes share the images.
     """
+    way = check_way(labels)
     model, made = network.model, network.load()
     reference = load(baseline) if baseline is not None else None
     import normsurgeon as ns
@@ -50,6 +53,7 @@ def evaluate(
             made,
             data,
             baseline=reference,
+            labels=way,
             batch_size=batch_size,
             max_images=max_images,
             device=options.device_or_default(device),

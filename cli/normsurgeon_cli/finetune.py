@@ -11,6 +11,7 @@ import typer
 
 from normsurgeon._util.progress import Progress
 from normsurgeon.data.augmentation import AUGMENTATION
+from normsurgeon.data.label_ways import check_way
 from normsurgeon.distributed import is_main_process
 from normsurgeon.errors import UsageError
 from normsurgeon.finetuning.config import LENGTH, LOSS, OPTIMIZER, RUN, FinetuneConfig
@@ -64,6 +65,7 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR, if there is one.")] = False,
     force: options.Force = False,
     num_classes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Give the network a new head.")] = None,
+    labels: options.Labels = "by-name",
     settings: dict[str, Any],
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Processes that read images.", rich_help_panel=RUN)
@@ -85,6 +87,7 @@ def finetune(
             warnings.simplefilter("ignore")
         from normsurgeon.finetuning.finetune import finetune as run
 
+        way = check_way(labels)
         FinetuneConfig(**settings)  # raises before minutes of download
         model = network.model
         made: Any = network.load()
@@ -100,6 +103,7 @@ def finetune(
                 output=output,
                 resume=resume,
                 num_classes=num_classes,
+                labels=way,
                 device=device,
                 workers=workers,
                 on_message=print_message,

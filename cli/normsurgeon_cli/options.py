@@ -24,6 +24,15 @@ MaxImages = Annotated[
         min=1, metavar="N", help="At most this many, spread evenly over the data. Default: all.", show_default=False
     ),
 ]
+Labels = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        metavar="by-name|by-position|none",
+        help="Where class numbers are from: the network's names for its classes (else the order of as many folders), "
+        "the order whatever the names, or nowhere.",
+    ),
+]
 InputShape = Annotated[
     str | None,
     typer.Option(

@@ -25,6 +25,7 @@ from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.changes import sweep_norms
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
 from normsurgeon.analysis.streaming import Pass
+from normsurgeon.data.label_ways import Labels
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
@@ -42,6 +43,7 @@ def analyze(
     data: Data = "demo",
     *,
     baseline: nn.Module | None = None,
+    labels: Labels = "by-name",
     only: Sequence[str] = PARTS,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
@@ -65,6 +67,7 @@ def analyze(
     data         a data spec, an ImageSource or batches, as for ``evaluate``; ``demo`` (photographs that ship in
                  dependencies) if not given
     baseline     a second network, usually the original of a conversion: layers of one name are compared
+    labels       as for ``evaluate``; without any, sensitivity is measured with the network's own answers
     only         any of ``statistics``, ``similarity``, ``sensitivity``
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
@@ -86,7 +89,7 @@ def analyze(
 
     :raises PatternError: a glob that matches no module.
     :raises UsageError: an unknown part, kind or method, or no image for sensitivity.
-    :raises DataError: no images.
+    :raises DataError: no images, one that is not finite, or labels that the head cannot have.
     :raises ProcessError: another of several processes failed.
 
     >>> import timm
@@ -113,7 +116,7 @@ def analyze(
         stack.enter_context(eval_mode(*models))
         look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
         shard = own_shard() if look.shared else ALONE
-        views = open_views(data, models, batch_size, max_images, workers, False, shard, whole=True)
+        views = open_views(data, models, batch_size, max_images, workers, False, shard, True, labels)
         look.run(model, baseline, views, on_progress)
         if not is_main_process():
             return from_main_process(None)
@@ -131,7 +134,7 @@ def analyze(
                 baseline=baseline_name,
                 data=views.name,
                 images=look.images,
-                skipped=look.skipped + look.left_out,
+                skipped=look.skipped,
                 batch_size=batch_size,
                 seed=seed,
                 device=where,

@@ -60,7 +60,6 @@ class Pass:
     seed: int
     hold: int
     images: int = 0
-    left_out: int = 0
     labelled: bool = False
     skipped: int = 0
     held: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)
@@ -76,7 +75,6 @@ class Pass:
     def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, on_progress: OnProgress | None) -> None:
         """Both networks over all images, batch by batch: the baseline first."""
         for first, (images, labels) in views.numbered():
-            images, labels = self._finite(images, labels)
             count = len(images[0])
             if not count:
                 continue
@@ -106,9 +104,7 @@ class Pass:
         failures = self._gather_(views.failure()) if self.shared else []
         if not self.images:
             raise next(iter(failures), None) or DataError(
-                f"there are no images to analyze in {views.name}"
-                + (f": all {self.left_out} hold values that are not finite" if self.left_out else "")
-                + "; try another --data, or demo"
+                f"there are no images to analyze in {views.name}; try another --data, or demo"
             )
 
     @property
@@ -152,16 +148,6 @@ class Pass:
         with torch.no_grad(), captured(statistics.layers, receive, statistics.on_input if self.counting else None):
             return first_tensor(outputs_of(model, images))
 
-    def _finite(self, images: tuple[Tensor, ...], labels: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The images whose pixels are all finite; of what else a model takes, all."""
-        if not all(isinstance(view, Tensor) for view in images):
-            return images, labels
-        fine = torch.stack([view.isfinite().flatten(1).all(1) for view in images]).all(0)
-        if fine.all():
-            return images, labels
-        self.left_out += int((~fine).sum())
-        return tuple(view[fine] for view in images), labels[fine.to(labels.device)] if labels is not None else None
-
     def _hold(self, first: int, images: Tensor, labels: Tensor | None) -> None:
         room = self.hold - sum(len(held) for _, held, _ in self.held)
         if room > 0 and not isinstance(images, Tensor):
@@ -179,14 +165,12 @@ class Pass:
 
     def _gather_(self, failure: DataError | None) -> list[DataError]:
         """Add what the other processes saw; what they found wrong with their images."""
-        counts = (self.images, self.left_out, self.skipped)
+        counts = (self.images, self.skipped)
         sums = (self.within, self.between, self.agreement)
         found = gather((counts, self.labelled, failure, self.kernels.sizes, sums))
         if len(found) == 1:
             return []
-        self.images, self.left_out, self.skipped = (
-            sum(each) for each in zip(*(part[0] for part in found), strict=True)
-        )
+        self.images, self.skipped = (sum(each) for each in zip(*(part[0] for part in found), strict=True))
         self.labelled = any(part[1] for part in found)
         self.within, self.between, self.agreement = SimilarityCollector(), SimilarityCollector(), Agreement()
         for *_, sizes, (within, between, agreement) in found:
@@ -257,9 +241,6 @@ class Pass:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know about the pass."""
         found = []
-        if self.left_out:
-            images = "image holds" if self.left_out == 1 else "images hold"
-            found.append(f"{self.left_out} {images} values that are not finite after pre-processing; left out")
         reached = {record.layer for record in self.statistics.compute()}
         missed = [layer.name for layer in self.layers if layer.name not in reached]
         if reached and missed:

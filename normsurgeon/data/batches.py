@@ -57,16 +57,23 @@ class _PreparedStream(IterableDataset[Any]):
             if count == self.limit:
                 return
             if self.own(count):
-                yield self.prepared.prepare(sample)
+                try:
+                    yield self.prepared.prepare(sample)
+                except DataError as error:  # a kind of pixel without a rule
+                    yield _Unreadable(self.source.name_of(count), str(error))
 
 
-def unpacked(batch: Any) -> tuple[Any, torch.Tensor | None]:
+def unpacked(batch: Any, first: int = 0) -> tuple[Any, torch.Tensor | None]:
     """A ready-made batch as (images (N, …), labels (N,) or None); images alone are a batch, too.
+
+    first  the number of its first image, for messages
 
     In place of the images there may be what else the model takes, as a Call: of a tuple of tensors as positional, of a
     dict as keyword arguments. A dict alone is a batch, too; its ``labels`` are the labels.
 
     :raises UsageError: something else.
+    :raises DataError: an image with values that are not finite: one makes a network's statistics nan. (Infinities among
+        a Call's tensors are masks.)
 
     >>> unpacked([torch.zeros(2, 3), torch.tensor([0, 1])])[1].tolist()
     [0, 1]
@@ -76,9 +83,11 @@ def unpacked(batch: Any) -> tuple[Any, torch.Tensor | None]:
     if isinstance(batch, Mapping):
         given = {key: value for key, value in batch.items() if key != "labels"}
         labels = batch.get("labels")
+        check_finite(given, first)
         return Call((), given), labels if isinstance(labels, torch.Tensor) and labels.ndim == 1 else None
     images, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
     if isinstance(images, (tuple, Mapping)) and (labels is None or isinstance(labels, torch.Tensor)):
+        check_finite(images, first)
         return as_call(images), labels
     known = labels is None or isinstance(labels, torch.Tensor)
     if not isinstance(images, torch.Tensor) or images.ndim < 2 or not known:
@@ -86,7 +95,27 @@ def unpacked(batch: Any) -> tuple[Any, torch.Tensor | None]:
             f"a batch is {type(batch).__name__} of {type(images).__name__} and {type(labels).__name__}; "
             "give batches of tensors (images (N, C, H, W), labels (N,) or None)"
         )
+    check_finite(images, first)
     return images, labels
+
+
+def check_finite(images: Any, first: int) -> None:
+    """Whether every image is finite, of a tensor (N, …) or of what else a model takes; ``first`` is the first's number.
+
+    :raises DataError: one is not.
+    """
+    if isinstance(images, (tuple, Mapping)):
+        parts = images.values() if isinstance(images, Mapping) else images
+        fine = [~part.isnan() for part in parts if isinstance(part, torch.Tensor) and part.ndim > 1]
+    else:
+        fine = [images.isfinite()]
+    for part in fine:
+        rows = part.flatten(1).all(dim=1)
+        if not rows.all():
+            number = first + int(rows.logical_not().nonzero()[0])
+            raise DataError(
+                f"image {number} of the batches (counted from 0) holds values that are not finite; try leaving it out"
+            )
 
 
 def _as_they_are(samples: list[Any]) -> list[Any]:

@@ -92,14 +92,12 @@ def open_data(name: str, train_images: int | None = None, test_images: int | Non
     if test_images is not None and test_images < len(test):
         test = split_source(test, test_images, seed=2)[1]
     first, _ = next(train.samples())
-    return DataSet(name, train, test, classes, 1 if first.mode in ("L", "1", "I;16", "I") else 3)
+    return DataSet(name, train, test, classes, 1 if first.mode == "L" else 3)
 
 
 def _labels(source: ImageSource) -> Iterator[int]:
-    known = getattr(source.reader, "labels", None)
-    if known is not None:
-        return (int(label) for label in known)
-    return (int(label or 0) for _, label in source.samples())
+    known = source.known_labels
+    return iter(known) if known is not None else (int(label or 0) for _, label in source.samples())
 
 
 class _Lazy(Dataset[Any]):

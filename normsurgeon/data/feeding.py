@@ -14,7 +14,7 @@ from torchvision.transforms import Compose
 
 from normsurgeon.calls import Call
 from normsurgeon.data.augmentation import Augmentation
-from normsurgeon.data.batches import unpacked
+from normsurgeon.data.batches import check_finite, unpacked
 from normsurgeon.data.seeding import SAMPLE, permutation, seed_everything
 from normsurgeon.data.sources import ImageSource, nothing_readable
 from normsurgeon.data.transforms import DataConfig, ToMode
@@ -80,7 +80,9 @@ class TensorSamples(Dataset[Any]):
     """The images of ready-made batches, one by one."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
-        self.batches = [unpacked(batch) for batch in batches]
+        self.batches: list[tuple[Any, Tensor | None]] = []
+        for batch in batches:
+            self.batches.append(unpacked(batch, sum(len(images) for images, _ in self.batches)))
         if any(isinstance(images, Call) for images, _ in self.batches):
             raise UsageError(
                 "the batches hold dicts or tuples of a model's arguments, and training takes images; "
@@ -120,6 +122,7 @@ class DatasetSamples(Dataset[Any]):
             raise UsageError(
                 f"the data set gives a {type(image).__name__} as image {index}; give it a transform that makes tensors"
             )
+        check_finite(image[None], index)
         return image, None if label is None else int(label), ()
 
 

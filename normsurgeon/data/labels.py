@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
+from normsurgeon.data.label_ways import Labels, check_way
 from normsurgeon.errors import DataError
 
-_SYNSET = re.compile(r"n\d{8}")
+
+@dataclass(frozen=True)
+class Head:
+    """What a classifier's outputs are.
+
+    classes  how many
+    numbers  the output of each name that a class is known by (synset, description, part of one), as it is and as
+             ``_key`` writes it; empty where the classes have no names
+    """
+
+    classes: int
+    numbers: Mapping[str, int]
+
+    @classmethod
+    def of(cls, classes: int, model: nn.Module | None = None) -> Head:
+        """A head of so many outputs, with the model's own names, or ImageNet's where it has as many outputs.
+
+        >>> head = Head.of(1000)
+        >>> head.numbers["n01440764"], head.numbers["great white shark"], Head.of(10).numbers
+        (0, 2, {})
+        """
+        own = _own_names(model)
+        if own and all(len(names) == classes for names in own):
+            return cls(classes, _by_name(*own))
+        subset = infer_imagenet_subset({"num_classes": classes})
+        return cls(classes, _imagenet_numbers(subset) if subset else {})
+
+    def taught(self, names: Sequence[str], numbers: Sequence[int] | None) -> Head:
+        """This head with the names of the classes that it is trained on, where it has none; their outputs: numbers."""
+        if self.numbers:
+            return self
+        found = _by_name(names)
+        return Head(self.classes, {name: place if numbers is None else numbers[place] for name, place in found.items()})
 
 
 def class_names_for(model: nn.Module, classes: int | None = None) -> list[str] | None:
@@ -27,14 +62,10 @@ def class_names_for(model: nn.Module, classes: int | None = None) -> list[str] |
     'tench, Tinca tinca'
     """
     classes = classes or getattr(model, "num_classes", None)
-    config = getattr(model, "pretrained_cfg", None)
-    config = config if isinstance(config, dict) else {}
-    own_names = config.get("label_names")
-    own = config.get("label_descriptions") or own_names
-    if isinstance(own, dict):  # description by label name: the order is that of the names
-        own = [own.get(name, name) for name in own_names or own]
-    if own and (classes is None or len(own) == classes):
-        return [str(name) for name in own]
+    own = _own_names(model)
+    if own and (classes is None or len(own[0]) == classes):
+        return own[0]
+    config = _config_of(model)
     subset = infer_imagenet_subset({"num_classes": classes or config.get("num_classes")})
     return list(_imagenet(subset).label_descriptions()) if subset else None
 
@@ -59,43 +90,102 @@ def check_labels(labels: Tensor, images: int, classes: int, otherwise: str = "")
         )
 
 
-def labels_of_folders(names: Sequence[str], classes: int | None, where: str) -> list[int]:
-    """The class number of each class folder, for a head with ``classes`` outputs (None: not known).
+def class_numbers(
+    names: Sequence[str], head: Head | int | None, where: str, labels: Labels = "by-name", own_order: bool = False
+) -> list[int]:
+    """The output of a head that each class of a data set stands for.
 
-    Folders named by WordNet synset (``n01440764``) get the number that the synset has in the head, so that a
-    part of ImageNet is scored correctly. Any other folders are numbered 0, 1, 2 … in the order of ``names``.
+    names      what the data set calls its classes, in its order
+    head       the network's outputs, or their number; None: not known, and the classes are numbered 0, 1, 2 …
+    where      the data set, for messages
+    labels     ``by-name``: classes get the numbers that their names have in the head (a part of ImageNet is then scored
+               correctly); where the head has no names, those of their order, if they are as many as the head has.
+               ``by-position``: always those of their order
+    own_order  whether the order is that of a published data set, and not only that of folders: it then counts if it is
+               as long as the head, whatever the names
 
-    :raises DataError: a synset that the head does not know, synsets mixed with other names, or more folders
-        than the head has classes.
+    :raises DataError: classes that are not the head's.
+
+    >>> class_numbers(["great_white_shark", "tench"], 1000, "here")
+    [2, 0]
     """
-    synsets = [name for name in names if _SYNSET.fullmatch(name)]
-    subset = infer_imagenet_subset({"num_classes": classes}) if classes else None
-    if subset and synsets:
-        return _labels_of_synsets(names, synsets, subset, where)
-    if classes is not None and len(names) > classes:
+    check_way(labels)
+    in_order = list(range(len(names)))
+    if head is None:
+        return in_order
+    head = Head.of(head) if isinstance(head, int) else head
+    found = [head.numbers.get(name, head.numbers.get(_key(name))) for name in names]
+    known = [number for number in found if number is not None]
+    if labels == "by-name" and len(known) == len(names) == len(set(known)):
+        return known
+    if len(names) > head.classes:
         raise DataError(
-            f"{where} holds {len(names)} class folders and the network has {classes} classes; "
-            f"try a folder of its own {classes} classes, or a network made with num_classes={len(names)}"
+            f"{where} has {len(names)} classes and the network {head.classes}; try a data set of the network's "
+            f"classes, or a new head: num_classes={len(names)} (finetune --num-classes {len(names)})"
         )
-    return list(range(len(names)))
+    as_many = len(names) == head.classes and (own_order or not head.numbers or _are_numbers(names))
+    if labels == "by-position" or as_many:
+        return in_order
+    if known and not own_order:
+        raise DataError(f"{where} {_what_is_mixed(names, found)}, or labels='by-position' or 'none' (--labels)")
+    raise DataError(
+        f"{where} has {len(names)} classes and the network {head.classes}, and the names do not say which of these "
+        f"they are; try a data set of the network's classes, a new head (finetune --num-classes {len(names)}), "
+        "or labels='by-position' or 'none' (--labels)"
+    )
 
 
-def _labels_of_synsets(names: Sequence[str], synsets: list[str], subset: str, where: str) -> list[int]:
-    if len(synsets) < len(names):
-        odd = next(name for name in names if name not in synsets)
-        raise DataError(
-            f"{where} mixes synset folders ({synsets[0]}) with other names ({odd}), which have no class "
-            f"number in {subset}; try moving {odd} elsewhere"
-        )
-    numbers = _numbers_of(subset)
-    unknown = [name for name in names if name not in numbers]
+def _what_is_mixed(names: Sequence[str], found: Sequence[int | None]) -> str:
+    """Class folders of which some, or two of one class, are the network's."""
+    pairs = list(zip(names, found, strict=True))
+    unknown = [name for name, number in pairs if number is None]
+    known = [name for name, number in pairs if number is not None]
     if unknown:
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise DataError(
-            f"{where}: the synset {unknown[0]}{more} is not among the {len(numbers)} classes of {subset}, "
-            "which the network was trained on; try moving it elsewhere, or a network with a larger head"
+        return (
+            f"mixes classes of the network ({known[0]}) with others ({unknown[0]}); try moving {unknown[0]} elsewhere"
         )
-    return [numbers[name] for name in names]
+    one, other = next([a, b] for a, number in pairs for b, same in pairs if a != b and number == same)
+    return f"has two folders for one class of the network ({one}, {other}); try joining them"
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether the names are 0, 1, 2 …, with or without leading zeros."""
+    return all(name.isdecimal() and int(name) == place for place, name in enumerate(names))
+
+
+def _key(name: str) -> str:
+    """A class name as it is compared: in small letters, with single spaces.
+
+    >>> _key("Great_white-shark")
+    'great white shark'
+    """
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _by_name(*columns: Sequence[str]) -> dict[str, int]:
+    """Name → place: of whole names and of their parts between commas. A name of several classes names none."""
+    places: dict[str, set[int]] = {}
+    for names in columns:
+        for place, name in enumerate(names):
+            for part in {name, *map(_key, (name, *name.split(",")))}:
+                places.setdefault(part, set()).add(place)
+    return {name: next(iter(found)) for name, found in places.items() if len(found) == 1}
+
+
+def _config_of(model: nn.Module | None) -> Mapping[str, Any]:
+    config = getattr(model, "pretrained_cfg", None)
+    return config if isinstance(config, dict) else {}
+
+
+def _own_names(model: nn.Module | None) -> list[list[str]]:
+    """What a model itself calls its classes: descriptions, or else names; then the names, where it has both."""
+    config = _config_of(model)
+    names: Any = config.get("label_names")
+    own: Any = config.get("label_descriptions") or names
+    if isinstance(own, dict):  # description by label name: the order is that of the names
+        names = list(names or own)
+        own = [own.get(name, name) for name in names]
+    return [[str(name) for name in column] for column in (own, names) if column]
 
 
 @lru_cache(maxsize=8)
@@ -104,5 +194,5 @@ def _imagenet(subset: str) -> ImageNetInfo:
 
 
 @lru_cache(maxsize=8)
-def _numbers_of(subset: str) -> dict[str, int]:
-    return {synset: number for number, synset in enumerate(_imagenet(subset).label_names())}
+def _imagenet_numbers(subset: str) -> dict[str, int]:
+    return _by_name(_imagenet(subset).label_names(), list(_imagenet(subset).label_descriptions()))

@@ -5,29 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from PIL import Image
 
 from normsurgeon._util.one_line import one_line
+from normsurgeon.data.images import plain_image, read_image
 from normsurgeon.errors import DataError
 
 Sample = tuple[Image.Image, int | None]
-
-
-def read_image(file: str | os.PathLike[str] | IO[bytes], name: str | None = None) -> Image.Image:
-    """Decode an image, fully, in its own mode.
-
-    :raises DataError: one line with the file's name, for whatever is wrong with it.
-    """
-    name = name or str(file)
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except Exception as error:  # damaged files make Pillow's decoders raise nearly anything, struct.error included
-        what = "not an image" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
-        raise DataError(f"{name} cannot be read ({what}); try opening it in a viewer") from error
 
 
 @dataclass(frozen=True)
@@ -79,9 +65,13 @@ class Indexed:
             image, target, *_ = self.dataset[index]
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{self.name}[{index}] cannot be read ({one_line(error)}); try another split") from error
+        name = f"{self.name}[{index}]"
         if not isinstance(image, Image.Image):
-            image = read_image(image, f"{self.name}[{index}]")
-        return image, _label(target, self.name)
+            return read_image(image, name), _label(target, self.name)
+        try:
+            return plain_image(image), _label(target, self.name)
+        except DataError as error:
+            raise DataError(f"{name} {error}") from error
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from normsurgeon.data.sources import ImageSource, open_source
+from normsurgeon.data.label_ways import Labels
+from normsurgeon.data.labels import Head
+from normsurgeon.data.sources import ImageSource, open_source, with_labels
 from normsurgeon.errors import DataError
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "val", "valid", "test")
 
 
-def open_split(spec: Any, classes: int | None, training: bool) -> Any:
-    """What a data spec stands for in training or in validation; sources and batches pass through.
+def open_split(spec: Any, classes: int | Head | None, training: bool, labels: Labels = "by-name") -> Any:
+    """What a data spec stands for in training or in validation, numbered for a head; batches pass through.
 
     Of data that comes in splits, the training split or the held-out one: of digits and timm's datasets, and of a
     folder with folders called ``train`` and ``val`` (``validation``, ``valid``, ``test``).
@@ -24,14 +26,14 @@ def open_split(spec: Any, classes: int | None, training: bool) -> Any:
     if not isinstance(spec, (str, os.PathLike)):
         if isinstance(spec, Dataset) and not isinstance(spec, ImageSource):
             return spec if training else DataLoader(spec, batch_size=64)
-        return spec if isinstance(spec, ImageSource) else list(spec)
+        return with_labels(spec, classes, labels) if isinstance(spec, ImageSource) else list(spec)
     text = os.fspath(spec)
     splits = TRAIN if training else HELD_OUT
     if os.path.isdir(text):
         split = next((name for name in splits if os.path.isdir(os.path.join(text, name))), None)
-        return open_source(spec, classes=classes, split=split)
+        return open_source(spec, classes=classes, labels=labels, split=split)
     in_splits = spec != "demo"
-    return open_source(spec, classes=classes, split=splits[0] if in_splits else None)
+    return open_source(spec, classes=classes, labels=labels, split=splits[0] if in_splits else None)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -15,7 +14,8 @@ from timm.data.transforms import str_to_interp_mode
 from torch import nn
 from torchvision.transforms import Compose
 
-from normsurgeon.errors import DataError, UsageError
+from normsurgeon.data.images import plain_image
+from normsurgeon.errors import UsageError
 
 CROP_MODES = ("center", "squash", "border")
 
@@ -107,6 +107,8 @@ class DataConfig:
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """A PIL image of any mode → float32 (C, H, W), normalised; deterministic.
 
+        Pixels are read by the rules of :func:`~normsurgeon.data.images.plain_image`.
+
         :raises UsageError: a network that reads neither one channel nor three.
         """
         channels = self.input_size[0]
@@ -126,16 +128,9 @@ class ToMode:
     mode: str
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, 16 bits scaled to 8."""
-        if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255, where scaling is meant
-            pixels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-            image = Image.fromarray(pixels.astype(np.uint8))
-        try:
-            return image if image.mode == self.mode else image.convert(self.mode)
-        except ValueError as error:
-            raise DataError(
-                f"has the colour mode {image.mode}, of which Pillow makes no {self.mode}; try saving it as PNG"
-            ) from error
+        """The image, read by the rules of ``plain_image``."""
+        image = plain_image(image)
+        return image if image.mode == self.mode else image.convert(self.mode)
 
 
 def _channels_of(model: nn.Module, given: Mapping[str, Any]) -> int | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from normsurgeon.data.sources import ImageSource, class_folders
+from normsurgeon.data.sources import ImageSource
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
 from normsurgeon.inference.run import name_of
 from normsurgeon.norms.families import family_of
-
-_SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -52,35 +47,13 @@ def settle_weights(config: FinetuneConfig, labelled: bool, teacher: bool, name: 
     return Weights(ce, kl, features, config.distance)
 
 
-def check_classes(spec: Any, classes: int) -> None:
-    """Whether class folders are as many as the head has classes, before they are numbered for it.
-
-    Folders that are synsets are part of ImageNet, and are matched to its classes instead.
-
-    :raises UsageError: another number; the head can be reset.
-    """
-    if not isinstance(spec, (str, os.PathLike)) or not os.path.isdir(spec):
-        return
-    text = os.fspath(spec)
-    inside = next((os.path.join(text, s) for s in ("train", "training") if os.path.isdir(os.path.join(text, s))), text)
-    try:
-        names = class_folders(inside)
-    except DataError:
-        return  # no class folders: open_source explains what is there
-    _check_count(text, names, classes)
-
-
 def check_labels(data: Any, classes: int) -> None:
     """Whether the labels that are known without reading images are among the head's classes.
 
-    :raises UsageError: a data set of another number of classes; the head can be reset.
-    :raises DataError: a label that the head does not have.
+    :raises DataError: a label that the head does not have; the head can be reset.
     """
     if isinstance(data, ImageSource):
-        if data.class_names is not None:
-            _check_count(data.name, data.class_names, classes)
-        labels = getattr(data.reader, "labels", None)
-        known = [] if labels is None else [int(label) for label in labels]
+        known = data.known_labels or []
     elif isinstance(data, Dataset):
         known = [int(label) for label in getattr(data, "targets", ())]  # torchvision's name for them
     else:
@@ -97,15 +70,6 @@ def check_label(label: int, classes: int) -> None:
     if not 0 <= label < classes:
         more = f"; num_classes={label + 1} (--num-classes {label + 1}) resets the head" if label >= 0 else ""
         raise DataError(f"there is a label {label}, and the network's {classes} classes are 0 to {classes - 1}{more}")
-
-
-def _check_count(name: str, class_names: Sequence[str], classes: int) -> None:
-    count = len(class_names)
-    if count != classes and not (count < classes and all(_SYNSET.fullmatch(each) for each in class_names)):
-        raise UsageError(
-            f"{name} has {count} classes and the network {classes}; "
-            f"num_classes={count} (--num-classes {count}) resets the head"
-        )
 
 
 def check_teacher(model: nn.Module, teacher: nn.Module, classes: int, teacher_classes: int) -> None:

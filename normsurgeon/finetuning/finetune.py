@@ -17,7 +17,10 @@ from torch import nn
 
 from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.feeding import make_feed
+from normsurgeon.data.label_ways import Labels
+from normsurgeon.data.labels import Head
 from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
+from normsurgeon.data.sources import ImageSource
 from normsurgeon.data.splitting import open_split
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.distributed import Shard
@@ -57,6 +60,7 @@ def finetune(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     num_classes: int | None = None,
+    labels: Labels = "by-name",
     device: str | torch.device | None = None,
     workers: int = 0,
     on_message: Callable[[str], None] = warnings.warn,
@@ -123,6 +127,8 @@ def finetune(
     output       the folder of the run: its state, ``best.safetensors``, ``last.safetensors``, ``history.json``
     resume       go on with the run in ``output``, if there is one: the result is that of an uninterrupted run
     num_classes  give the network a new head first; the original is then no teacher
+    labels       as for ``evaluate``; a new head takes as many classes as it has in their order, and held-out images
+                 must have the same ones
     device       where to train; default: Accelerate's choice (a GPU where there is one)
     workers      processes that read images
     on_message   called with one line on what was assumed or changed on the way; default: a warning
@@ -174,12 +180,14 @@ def finetune(
         classes = head_classes(plain, shape)
         if teacher is not None:
             checking.check_teacher(plain, teacher, classes, head_classes(teacher, shape))
-        if config.ce != 0:
-            checking.check_classes(train, classes)
-        data = open_split(train, classes, training=True)
+        head = Head.of(classes, plain) if num_classes is None else Head(classes, {})
+        # Without a loss that takes them, labels of other classes do no harm.
+        data = open_split(train, head, training=True, labels=labels if config.ce != 0 else "none")
+        if isinstance(data, ImageSource) and data.labelled and data.class_names is not None:
+            head = head.taught(data.class_names, data.numbers)  # the held-out images must have the same classes
         pinned = accelerator.device.type == "cuda"
         feed = make_feed(data, shape, config, config.batch_size, config.seed, shard, workers, pinned)
-        held_out = None if val is None else open_split(val, classes, training=False)
+        held_out = None if val is None else open_split(val, head, training=False, labels=labels)
         weights = checking.settle_weights(config, feed.labelled, teacher is not None, feed.name)
         if weights.ce:
             checking.check_labels(data, classes)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from normsurgeon._util.plain import plain
 from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon.data.label_ways import Labels
 from normsurgeon.data.labels import check_labels
 from normsurgeon.distributed import gather, own_device, own_shard, together
 from normsurgeon.errors import DataError, UsageError
@@ -63,6 +64,7 @@ def evaluate(
     data: Data,
     *,
     baseline: nn.Module | None = None,
+    labels: Labels = "by-name",
     batch_size: int = 32,
     max_images: int | None = None,
     device: str | torch.device | None = None,
@@ -75,6 +77,8 @@ def evaluate(
                  ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
     baseline     a second classifier with the same classes, usually the original; it sees the same images, in
                  its own pre-processing (the model's, where it carries none)
+    labels       ``by-name``: classes get the numbers that their names have in the network, and classes that are not the
+                 network's are an error; ``by-position``: their order's; ``none``: no accuracy is wanted
     max_images   only that many: of a source, spread evenly over it; of batches, the first ones
     device       where to run; both models are put back afterwards. Default: where each model is
     workers      processes that decode images; 0: this one
@@ -84,7 +88,7 @@ def evaluate(
     ``torchrun`` or ``accelerate launch`` every process calls this alike, sees its share of the images, and gets the
     same answer; ``with normsurgeon.distributed.alone():`` is for one that evaluates by itself.
 
-    :raises DataError: no images, none that can be read, or labels that the head cannot have.
+    :raises DataError: no images, none that can be read, one that is not finite, or labels that the head cannot have.
     :raises ProcessError: another of several processes failed.
     :raises UsageError: a model that is not a classifier, or a baseline with other classes.
 
@@ -100,20 +104,20 @@ def evaluate(
             stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
         stack.enter_context(torch.inference_mode())
-        views = open_views(data, models, batch_size, max_images, workers, shard=own_shard())
+        views = open_views(data, models, batch_size, max_images, workers, shard=own_shard(), labels=labels)
         scores = _Scores()
-        for images, labels in views:
+        for images, numbers in views:
             begin = time.perf_counter()
             logits = fetched_logits(model, images[0])
             seconds = time.perf_counter() - begin
-            if labels is not None:
-                labels = labels.cpu()
-                check_labels(labels, *logits.shape)
+            if numbers is not None:
+                numbers = numbers.cpu()
+                check_labels(numbers, *logits.shape)
             reference = None
             if baseline is not None:
                 reference = fetched_logits(baseline, images[-1])
                 _check_baseline(logits, reference)
-            scores.update(logits, labels, reference, seconds)
+            scores.update(logits, numbers, reference, seconds)
             if on_progress is not None:
                 on_progress(Progress("evaluating", scores.images + len(views.skipped), views.total))
         found = gather((scores, views.skipped, views.failure()))

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import ImageOps
 from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon.data.folders import images_below
+from normsurgeon.data.images import read_image
 from normsurgeon.data.labels import class_names_for
-from normsurgeon.data.readers import read_image
-from normsurgeon.data.sources import class_folders, images_below
+from normsurgeon.data.sources import class_folders
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import eval_mode, fetched_logits, name_of, placed
@@ -181,8 +181,7 @@ def _read(
     read, inputs = [], []
     for file in files:
         try:
-            # Upright, as every viewer shows it. (evaluate reads pixels as they are stored, as published accuracies do.)
-            inputs.append(transform(ImageOps.exif_transpose(read_image(file))))
+            inputs.append(transform(read_image(file)))
         except DataError as error:
             skipped.append(Skipped(file, str(error).removeprefix(file).strip()))
         else:

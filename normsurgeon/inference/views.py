@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
 from normsurgeon.data.batches import Batches, unpacked
-from normsurgeon.data.sources import ImageSource, open_source
+from normsurgeon.data.label_ways import Labels, check_way
+from normsurgeon.data.labels import Head
+from normsurgeon.data.sources import ImageSource, open_source, with_labels
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.distributed import ALONE, Shard
 from normsurgeon.errors import DataError, UsageError
@@ -52,6 +54,7 @@ def open_views(
     classifiers: bool = True,
     shard: Shard = ALONE,
     whole: bool = False,
+    labels: Labels = "by-name",
 ) -> Views:
     """Batches for one model, or for a model and its baseline.
 
@@ -59,15 +62,21 @@ def open_views(
                 ``(images (N, C, H, W), labels (N,) or None)`` that are pre-processed already
     max_images  only that many: of a source, spread evenly over it; of batches, the first ones
     classifiers whether a model without a classifier is an error; else the labels are taken as the folders give them
+    labels      where class numbers are from (see :func:`~normsurgeon.data.labels.class_numbers`); ``none``: there are
+                none, whatever the data has
     shard       which part of the images this process takes
     whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy
 
     :raises DataError: no images, or labels that the head cannot have.
     :raises UsageError: batches that are none.
     """
+    named = isinstance(data, (str, os.PathLike))
     if isinstance(data, (str, os.PathLike)):
-        data = open_source(data, classes=_classes(models, classifiers))
+        data = open_source(data)
     if isinstance(data, ImageSource):
+        unnumbered = data.labelled and data.class_names is not None and data.head is None and labels != "none"
+        head = _head(models, classifiers) if unnumbered or (named and classifiers) else None
+        data = with_labels(data, head, labels)
         if not whole and shard.world > 1 and batch_size > 0:
             few = max_images if data.streamed else min(max_images or len(data), len(data))
             batch_size = batch_size if few is None else max(1, min(batch_size, -(-few // shard.world)))
@@ -80,10 +89,11 @@ def open_views(
             shard=shard,
         )
         return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
+    check_way(labels)
     check_at_least(1, max_images=max_images)
     once = iter(data) is data
     return Views(
-        lambda: _ready_made(data, max_images, shard, whole),
+        lambda: _ready_made(data, max_images, shard, whole, labels != "none"),
         None if shard.world > 1 else max_images,
         f"{type(data).__name__} of batches",
         repeatable=not once,
@@ -97,20 +107,23 @@ def configs_of(models: Sequence[nn.Module]) -> list[DataConfig]:
     return configs if len(set(configs)) > 1 else configs[:1]
 
 
-def _classes(models: Sequence[nn.Module], needed: bool) -> int | None:
+def _head(models: Sequence[nn.Module], needed: bool) -> Head | None:
     try:
-        return head_classes(models[0], configs_of(models)[0])
+        return Head.of(head_classes(models[0], configs_of(models)[0]), models[0])
     except UsageError:
         if needed:
             raise
         return None
 
 
-def _ready_made(batches: Iterable[Any], limit: int | None, shard: Shard, whole: bool) -> Iterator[tuple[int, View]]:
+def _ready_made(
+    batches: Iterable[Any], limit: int | None, shard: Shard, whole: bool, labelled: bool
+) -> Iterator[tuple[int, View]]:
     """This process's part of the first ``limit`` images: a piece of each batch, or whole batches in turn."""
     first = 0
     for number, batch in enumerate(batches):
-        images, labels = unpacked(batch)
+        images, labels = unpacked(batch, first)
+        labels = labels if labelled else None
         left = None if limit is None else limit - first
         images, labels = images[:left], labels[:left] if labels is not None else None
         count = len(images)

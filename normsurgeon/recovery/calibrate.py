@@ -15,7 +15,7 @@ from torch import nn
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.data.splitting import open_split
-from normsurgeon.distributed import own_device, own_shard, together
+from normsurgeon.distributed import gather, own_device, own_shard, together
 from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data, open_views
@@ -43,6 +43,7 @@ class CalibrationRecord:
                     error in standard deviations and of the logarithm of the standard deviation's error
     worst_site      where that was
     seconds         of wall-clock time
+    skipped         images that could not be read
     """
 
     images: int
@@ -53,6 +54,7 @@ class CalibrationRecord:
     worst_error: float
     worst_site: str | None
     seconds: float
+    skipped: int = 0
 
     @property
     def summary(self) -> str:
@@ -61,6 +63,7 @@ class CalibrationRecord:
             f"calibrated {self.sites} norms ({self.balanced} balanced) on {self.images} images, "
             f"{self.forward_passes} forward passes, {self.seconds:.1f} s; "
             f"largest error before: {self.worst_error:.2f} at {self.worst_site}"
+            + (f"; images that could not be read: {self.skipped}" if self.skipped else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def calibrate_(
     shared, and every process ends with the weights that one alone would come to, up to rounding.
 
     :raises UsageError: no original, a model that is no conversion, or batches that can be passed over only once.
-    :raises DataError: no images.
+    :raises DataError: no images, or one that is not finite.
     :raises ProcessError: another of several processes failed.
 
     >>> import normsurgeon as ns, timm
@@ -123,7 +126,7 @@ def calibrate_(
     model, reference = originals_of(result, original)
     pairs = norm_pairs(result, reference)
     if isinstance(data, (str, os.PathLike)):
-        data = open_split(data, None, training=True)  # whatever its labels are
+        data = open_split(data, None, training=True, labels="none")
     begin = time.perf_counter()
     shard = own_shard()
     with ExitStack() as stack:
@@ -133,20 +136,24 @@ def calibrate_(
         stack.enter_context(eval_mode(model, reference))
         stack.enter_context(undone_on_error(model))
         images, balanced = 0, 0
+        unread: set[str] = set()
         if balance:
             most = MAX_KEPT_IMAGES if max_images is None else max_images
-            views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
+            views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
             if not views.repeatable:
                 raise UsageError(
                     "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
                 )
             images, balanced = rebalance_(reference, pairs, views, counter("balancing", views.total, on_progress))
+            unread |= set(views.skipped)
         most = matched_images if max_images is None else min(matched_images, max_images)
-        views = open_views(data, [model, reference], batch_size, most, workers, classifiers=False, shard=shard)
+        views = open_views(data, [model, reference], batch_size, most, workers, False, shard, labels="none")
         held, matched = held_images(views)
+        unread |= set(views.skipped)
         count = counter("matching", 2 * len(pairs), on_progress)
         wanted = wanted_moments(reference, pairs, held[-1] if held else None, count)
         errors = match_in_order_(model, pairs, wanted, held[0] if held else None, count)
+        unread = set().union(*gather(unread))
     worst = max(errors, key=errors.__getitem__, default=None)
     record = CalibrationRecord(
         images=max(images, matched),
@@ -157,6 +164,7 @@ def calibrate_(
         worst_error=errors[worst] if worst else 0.0,
         worst_site=worst,
         seconds=time.perf_counter() - begin,
+        skipped=len(unread),
     )
     return add_record_(result, record)
 

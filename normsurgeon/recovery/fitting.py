@@ -11,7 +11,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from normsurgeon._util.progress import OnProgress, counter
-from normsurgeon.data.feeding import Feed
+from normsurgeon.data.feeding import Batch, Feed
 from normsurgeon.data.seeding import STEP, seed_everything, seed_of
 from normsurgeon.inference.heads import classifier_of
 from normsurgeon.inference.objectives import distillation, feature_matching
@@ -46,6 +46,7 @@ class Fitting:
         self.held, self.held_reference = held[0], held[-1]
         self.held_logits = self._logits(reference, held[-1])
         self.step, self.best_step = 0, 0
+        self.skipped: set[str] = set()
         self.kl_before = _mean(self._held_out_kls())
         self.logit_scale = self._scale_classifier_()
         self.best_kls = self._held_out_kls()
@@ -67,7 +68,7 @@ class Fitting:
         """Fit one block after the other; a block stays fitted if ``_improved`` finds the network better."""
         feed = self.feed
         batches = min(2 * feed.per_epoch, -(-MAX_CACHED_IMAGES // feed.batch_size))
-        images = torch.cat([batch[0] for batch in feed.batches(0, batches)])[:MAX_CACHED_IMAGES]
+        images = torch.cat([self._images(batch) for batch in feed.batches(0, batches)])[:MAX_CACHED_IMAGES]
         held = self.held, self.held_reference
         count = counter("fitting blocks", len(self.blocks), self.on_progress)
         for number, name in enumerate(self.blocks):
@@ -77,6 +78,11 @@ class Fitting:
             count(1)
             if made and not self._improved():
                 self.model.load_state_dict(self.kept)  # nearer at the block but not at the logits: overfitted
+
+    def _images(self, batch: Batch) -> Tensor:
+        """A batch's images; the names of those that could not be read are kept."""
+        self.skipped |= set(batch[2])
+        return batch[0]
 
     def _fit_network(self) -> None:
         config, first = self.config, self.step
@@ -89,7 +95,7 @@ class Fitting:
 
         made = fit_(
             torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.0),
-            lambda update: self._loss(next(batches)[0], first + update),
+            lambda update: self._loss(self._images(next(batches)), first + update),
             improved,
             steps=config.steps,
             check_every=config.check_every,

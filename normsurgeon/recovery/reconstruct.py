@@ -50,6 +50,7 @@ class ReconstructionRecord:
     logit_scale        what the classifier was multiplied by; 1 for a network without a last linear layer
     curve              (updates, held-out KL) at every check; the first one after that scaling
     seconds            of wall-clock time
+    skipped            images that could not be read
     """
 
     images: int
@@ -62,6 +63,7 @@ class ReconstructionRecord:
     logit_scale: float
     curve: tuple[tuple[int, float], ...]
     seconds: float
+    skipped: int = 0
 
     @property
     def summary(self) -> str:
@@ -70,6 +72,7 @@ class ReconstructionRecord:
         return (
             f"reconstructed on {self.images} images in {self.steps} updates, {self.seconds:.0f} s; "
             f"KL from the original on {self.held_out} held-out images: {before} → {after} nats"
+            + (f"; images that could not be read: {self.skipped}" if self.skipped else "")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +131,7 @@ def reconstruct_(
     local_steps, …  the settings, as ``ReconstructionConfig`` describes them
 
     :raises UsageError: no original, a model that is no conversion, or a setting that cannot have its value.
-    :raises DataError: too few images.
+    :raises DataError: too few images, or one that is not finite.
     :raises TrainingError: a loss that is not finite.
 
     >>> import normsurgeon as ns, timm
@@ -154,13 +157,14 @@ def reconstruct_(
         stack.enter_context(undone_on_error(model))
         stack.enter_context(_gradients_put_back(model))
         if not isinstance(data, ImageSource):
-            data = open_split(data, None, training=True)  # whatever its labels are
+            data = open_split(data, None, training=True, labels="none")
         fit, judge = _split(data, config, max_images)
         shape = DataConfig.of(model)
         augmentation = Augmentation(scale=(config.scale, 1.0))
         feed = make_feed(fit, shape, augmentation, config.batch_size, config.seed, workers=workers)
         blocks = shared_blocks(model, reference, plans_of(result), shape, required=False)
-        held, _ = held_images(open_views(judge, [model, reference], classifiers=True))
+        views = open_views(judge, [model, reference], labels="none")
+        held, _ = held_images(views)
         assert held is not None
         fitting = Fitting(model, reference, blocks, config, feed, held, on_progress)
         fitting.run()
@@ -175,6 +179,7 @@ def reconstruct_(
         logit_scale=fitting.logit_scale,
         curve=tuple(fitting.curve),
         seconds=time.perf_counter() - begin,
+        skipped=len(fitting.skipped | set(views.skipped)),
     )
     return add_record_(result, record)
 
@@ -191,7 +196,9 @@ def _split(data: Any, config: ReconstructionConfig, max_images: int | None) -> t
             data = split_source(data, max_images, config.seed)[1]
         count = len(data)
     else:
-        pool = [unpacked(batch)[0] for batch in data]
+        pool: list[Any] = []
+        for batch in data:
+            pool.append(unpacked(batch, sum(map(len, pool)))[0])
         if not pool:
             raise DataError("there are no images to fit on; the batches are empty (was an iterator used up before?)")
         if not all(isinstance(images, Tensor) for images in pool):
