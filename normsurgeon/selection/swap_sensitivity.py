@@ -17,7 +17,7 @@ from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data
 from normsurgeon.render.document import Column, Document, Facts, Notes, Section, Table
 from normsurgeon.render.presentable import Presentable
-from normsurgeon.selection.damage import Damage
+from normsurgeon.selection.damage import Damage, mean_and_error
 from normsurgeon.selection.predictors import elements_per_pool, predict
 from normsurgeon.selection.sweep import Change, Sweep, SweptBatches, damages_of, original_answers
 from normsurgeon.selection.switching import Switchable
@@ -37,7 +37,7 @@ class SwapPoint:
     damage        mean KL(original ‖ changed) in nats over the images; of what is no classifier, the mean squared error
                   of the outputs relative to the original's deviations from their mean
     stderr        its standard error over the images
-    agreement     share of images with the original's answer, or None
+    lost          of a classifier, the share of images whose answer is another one, or None
     images        that it was measured on: fewer where the site was clearly harmless
     left_out      how much less damage the conversion of all sites does without this one; None where not measured
     elements      values that share a mean and a variance, or None
@@ -49,7 +49,7 @@ class SwapPoint:
     target: str
     damage: float
     stderr: float
-    agreement: float | None
+    lost: float | None
     images: int
     left_out: float | None = None
     elements: int | None = None
@@ -111,7 +111,7 @@ class SwapSensitivity(Presentable):
             Column("damage", "number", f"{self.measure} when this site alone is converted"),
             Column("±", "number", "standard error over the images"),
             Column("left out", "number", "damage of all sites less that of all but this one"),
-            Column("same answer", "percent", "images with the original's answer"),
+            Column("other answer", "percent", "images with another answer than the original's"),
             Column("Taylor", "number", "damage predicted from gradients"),
             Column("norm error", "percent", "the norm's own error, relative"),
             Column("elements", "count", "values that share a mean and a variance"),
@@ -124,7 +124,7 @@ class SwapSensitivity(Presentable):
                 p.damage,
                 p.stderr,
                 p.left_out,
-                p.agreement,
+                p.lost,
                 p.taylor,
                 p.norm_error,
                 p.elements,
@@ -236,7 +236,7 @@ def swap_sensitivity(
                 option.label,
                 damage,
                 stderr,
-                found.agreement,
+                mean_and_error(found.lost)[0] if found.lost else None,
                 found.images,
                 left_out=all_damage - kept.compute()[0] if kept is not None else None,
                 elements=elements_per_pool(option),

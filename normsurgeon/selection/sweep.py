@@ -116,11 +116,12 @@ class Sweep:
         return whole
 
 
-def original_answers(board: Switchable, inputs: Tensor | Call) -> Answers:
+def original_answers(board: Switchable, inputs: Tensor | Call, labels: Tensor | None = None) -> Answers:
     """What the original gives for a batch."""
     board.reset()
     with torch.no_grad():
-        return Answers.of(outputs_of(board.network, on(inputs, *home_of(board.network))), len(inputs))
+        output = outputs_of(board.network, on(inputs, *home_of(board.network)))
+    return Answers.of(output, len(inputs), labels=labels)
 
 
 def damages_of(
@@ -153,6 +154,10 @@ class SweptBatches:
 
     def __iter__(self) -> Iterator[Tensor | Call]:
         return (images[0] for images, _ in self.views)
+
+    def labelled(self) -> Iterator[tuple[Tensor | Call, Tensor | None]]:
+        """The inputs with their labels, where there are any."""
+        return ((images[0], labels) for images, labels in self.views)
 
     def steps(self, each: int) -> int | None:
         """How many steps there are if each batch takes so many."""
