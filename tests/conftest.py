@@ -14,8 +14,8 @@ from torch import nn
 
 from normsurgeon.norms.batchnorm import is_batch_norm
 
-# Under pytest-xdist every worker has a core to itself.
-torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else 2)
+# Under pytest-xdist every worker has a core to itself; two threads that wait for a busy core spin.
+torch.set_num_threads(1 if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & os.environ.keys() else 2)
 
 IMAGENET_SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 

@@ -170,8 +170,8 @@ def swap_sensitivity(
 ) -> SwapSensitivity:
     """What converting one batch norm at a time does to the outputs, and what leaving one out of all of them does.
 
-    A run for one site begins at that site: what comes before is remembered (``selection.replay``). On EfficientNet-Lite0
-    that takes a third of the time of full passes, with the same answer up to rounding.
+    A run for one site begins at that site: what comes before is remembered (``selection.replay``). On
+    EfficientNet-Lite0 that takes a third of the time of full passes, with the same answer up to rounding.
 
     data         a data spec, an ImageSource, or batches; labels are ignored
     to, groups, eps, set, example_inputs  as in ``normsurgeon.plan``

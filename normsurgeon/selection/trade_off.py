@@ -1,8 +1,8 @@
 """``trade_off``: how many sites can get the norm that was asked for, and what each more costs.
 
-Damages of single sites roughly add up (``SwapSensitivity.total`` against ``all_damage``). So sites are taken in the order
-of what each adds, which makes a family of plans, each with one site more than the one before; a few of them are run
-as a whole, and what they do is what counts.
+Damages of single sites roughly add up (``SwapSensitivity.total`` against ``all_damage``). So sites are taken in the
+order of what each adds, which makes a family of plans, each with one site more than the one before; a few of them are
+run as a whole, and what they do is what counts.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class TradeOff(Presentable):
             used, error = spent[least]
             raise ConversionError(
                 f"no plan with {self.to} stays within {budget}: the nearest has {least} of {self.sites} sites and uses "
-                f"{_in_words(budget, used, error)} on {self.images} images; try a larger budget, more images or another norm"
+                f"{_in_words(budget, used, error)} on {self.images} images; try a larger budget, or another norm"
             )
         best = max(within)
         note = (
@@ -234,7 +234,7 @@ def trade_off(
         images = sum(len(x) for x, _ in inputs)
         if images < LEAST_IMAGES or len(inputs) < 2:
             raise DataError(
-                f"{images} images in {len(inputs)} batches are too few: some choose the sites and others judge the plan; "
+                f"{images} images in {len(inputs)} batches are too few: some choose the sites, others judge the plan; "
                 f"give {LEAST_IMAGES} or more, in at least two batches"
             )
         choosing, judging = inputs[: max(1, len(inputs) // 3)], inputs[max(1, len(inputs) // 3) :]
