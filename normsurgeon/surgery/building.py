@@ -24,6 +24,17 @@ class NewLayer:
     stand_in: StandIn | None = None
 
 
+@dataclass
+class Solved:
+    """What is to be put in place of a batch norm: ``white`` goes into the producer, ``affine`` and ``eps`` into the
+    new norm."""
+
+    affine: Affine
+    eps: float
+    white: Affine | None = None
+    stand_in: StandIn | None = None
+
+
 def new_layer_(
     old: nn.Module,
     decision: Decision,
@@ -36,32 +47,39 @@ def new_layer_(
     Without ``values`` (the meta device has none; a checkpoint brings its own) only the structure is made.
     """
     reading = batchnorm.read(old)
-    stand_in = None
-    if values and not reading.reference.is_meta:
-        affine, eps, stand_in = _solved(reading, decision, producer, probe)
-    else:
-        affine, eps = None, _eps(reading, decision) if decision.eps is None else decision.eps
+    if not values or reading.reference.is_meta:
         if producer is not None:
             whitening.give_bias_(producer)
-    rank = decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
-    return NewLayer(_built(reading, decision, eps, affine, rank), stand_in)
+        eps = _eps(reading, decision) if decision.eps is None else decision.eps
+        return NewLayer(_built(reading, decision, eps, None, _rank(old, decision)))
+    solved = _solve(reading, decision, producer, probe)
+    if producer is not None and solved.white is not None:
+        whitening.fold_(producer, solved.white)
+    layer = _built(reading, decision, solved.eps, solved.affine, _rank(old, decision))
+    return NewLayer(layer, solved.stand_in)
 
 
-def _solved(
+def new_layer_behind(
+    old: nn.Module, decision: Decision, producer: nn.Module | None, probe: FeatureProbe | None = None
+) -> tuple[nn.Module, Affine | None]:
+    """The new layer for one site, and what stands before it instead of being folded: nothing is changed."""
+    reading = batchnorm.read(old)
+    solved = _solve(reading, decision, producer, probe)
+    return _built(reading, decision, solved.eps, solved.affine, _rank(old, decision)), solved.white
+
+
+def _solve(
     reading: batchnorm.BatchNormReading,
     decision: Decision,
     producer: nn.Module | None,
     probe: FeatureProbe | None,
-) -> tuple[Affine, float, StandIn | None]:
-    """The new layer's weight and bias, its eps, and what it stands in for; the rest goes into the producer."""
+) -> Solved:
     if decision.whitening == "none":
-        return reading.gamma_beta, reading.eps if decision.eps is None else decision.eps, None
+        return Solved(reading.gamma_beta, reading.eps if decision.eps is None else decision.eps)
     white, whole = reading.whitener, reading.fixed
     target = find_target(decision.target or "")
     if target.exact:
-        if producer is not None:
-            whitening.fold_(producer, whole)
-        return whole, reading.eps, None
+        return Solved(whole, reading.eps, whole if producer is not None else None)
     moments, wanted = reading.moments, whole
     if producer is not None:
         if probe is not None:
@@ -70,11 +88,14 @@ def _solved(
         pools = decision.groups or 1 if decision.eps is None else 1  # softening is of the groups' average
         white = whitening.at_scale(producer, white, target, pools, whitening.GAIN)
         wanted = whole.behind(white)
-        whitening.fold_(producer, white)
         moments = white.after(moments)
     eps = _eps(reading, decision)
     affine, eps = whitening.matching_affine(wanted, moments, target, decision.groups or 1, eps, decision.eps)
-    return affine, eps, StandIn(wanted, moments)
+    return Solved(affine, eps, white if producer is not None else None, StandIn(wanted, moments))
+
+
+def _rank(old: nn.Module, decision: Decision) -> int | None:
+    return decision.site.rank or (4 if isinstance(old, nn.BatchNorm2d) else None)
 
 
 def _eps(reading: batchnorm.BatchNormReading, decision: Decision) -> float:

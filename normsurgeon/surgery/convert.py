@@ -163,7 +163,7 @@ def convert(
     settings = {"groups": groups, "eps": eps, "keep": keep, "set": set, "as_graph": as_graph, "balance": balance}
     model = model.model if isinstance(model, Swap) else model
     plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=True)
-    prepared = _prepare(model, plan, followed, check, verdict, probe)
+    prepared = _proven(model, plan, followed, check, verdict, probe)
     new_model, new_optimizer = copy_model(model, optimizer)
     result = _carry_out(new_model, prepared, new_optimizer)
     result.original = model
@@ -197,13 +197,13 @@ def convert_(
     plan, followed = _settled(model, plan, to, example_inputs, settings, wanted=values)
     if not values:
         _check_fit(model, plan)
-        return _carry_out(model, _Prepared(plan), optimizer, values)
-    return _carry_out(model, _prepare(model, plan, followed, check, verdict, probe), optimizer)
+        return _carry_out(model, Proven(plan), optimizer, values)
+    return _carry_out(model, _proven(model, plan, followed, check, verdict, probe), optimizer)
 
 
 @dataclass
-class _Prepared:
-    """All that is found out before anything is changed."""
+class Proven:
+    """A plan that was proven, and what was found out about the model's features: before anything is changed."""
 
     plan: ConversionPlan
     followed: Followed = field(default_factory=Followed)
@@ -212,11 +212,18 @@ class _Prepared:
     reference: verdicts.Reference | None = None
 
 
-def _prepare(
+def proven(model: nn.Module, plan: ConversionPlan) -> Proven:
+    """What ``convert`` finds out before it changes anything: a plan without what the check takes back, and probes.
+
+    :raises ConversionError: a plan that was made for another model.
+    """
+    plan, followed = _settled(model, plan, None, None, {}, wanted=True)
+    return _proven(model, plan, followed, checked=True, judged=False, probe=None)
+
+
+def _proven(
     model: nn.Module, plan: ConversionPlan, followed: Followed, checked: bool, judged: bool, probe: Any
-) -> _Prepared:
-    """Prove the plan, look at synthetic features, run the original; before there is a copy, which would be the peak of
-    the memory."""
+) -> Proven:
     _check_fit(model, plan)
     proof = None
     if checked:
@@ -227,11 +234,11 @@ def _prepare(
     reference = None
     if judged and plan.counts["converted"] and why_valueless(model) is None:
         reference = verdicts.reference(model, followed, as_call(probe) if probe is not None else None)
-    return _Prepared(plan, followed, probes, proof, reference)
+    return Proven(plan, followed, probes, proof, reference)
 
 
 def _carry_out(
-    model: nn.Module, prepared: _Prepared, optimizer: torch.optim.Optimizer | None, values: bool = True
+    model: nn.Module, prepared: Proven, optimizer: torch.optim.Optimizer | None, values: bool = True
 ) -> Conversion:
     plan = prepared.plan
     modules = dict(model.named_modules())

@@ -1,0 +1,1 @@
+"""Which norm to take, where, and at what price."""
