@@ -229,7 +229,7 @@ def swap_sensitivity(
             continue  # no call reaches it
         damage, stderr = found.compute()
         kept = others.found.get(Change(site, None)) if others is not None else None
-        error = mean(errors.get(site))
+        own_error = mean(errors.get(site))
         points.append(
             SwapPoint(
                 site,
@@ -240,7 +240,7 @@ def swap_sensitivity(
                 found.images,
                 left_out=all_damage - kept.compute()[0] if kept is not None else None,
                 elements=elements_per_pool(option),
-                norm_error=math.sqrt(error) if error is not None else None,
+                norm_error=math.sqrt(own_error) if own_error is not None else None,
                 taylor=mean(taylors.get(site)),
             )
         )

@@ -372,7 +372,7 @@ class _Runs:
 
 def _point(k: int, damage: Damage, family: Family) -> TradePoint:
     spent = {
-        measure: Budget(measure, 1.0).spent(damage)  # type: ignore[arg-type]
+        measure: Budget(measure, 1.0).spent(damage)
         for measure in (("kl", "top1") if damage.classes else ("error",))
     }
     return TradePoint(
