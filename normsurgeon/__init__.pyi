@@ -44,6 +44,17 @@ from .recovery.config import ReconstructionConfig as ReconstructionConfig
 from .recovery.reconstruct import ReconstructionRecord as ReconstructionRecord
 from .recovery.reconstruct import reconstruct as reconstruct
 from .recovery.reconstruct import reconstruct_ as reconstruct_
+from .selection.budget import Budget as Budget
+from .selection.compare import ComparedConversion as ComparedConversion
+from .selection.compare import ComparedNorms as ComparedNorms
+from .selection.compare import compare as compare
+from .selection.planning import plan as plan
+from .selection.swap_sensitivity import SwapPoint as SwapPoint
+from .selection.swap_sensitivity import SwapSensitivity as SwapSensitivity
+from .selection.swap_sensitivity import swap_sensitivity as swap_sensitivity
+from .selection.trade_off import TradeOff as TradeOff
+from .selection.trade_off import TradePoint as TradePoint
+from .selection.trade_off import trade_off as trade_off
 from .study.report import StudyReport as StudyReport
 from .study.run import run_study as run_study
 from .surgery.check import Check as Check
@@ -53,7 +64,6 @@ from .surgery.convert import convert_ as convert_
 from .surgery.deciding import Decision as Decision
 from .surgery.plain_swap import plain_swap as plain_swap
 from .surgery.plan import ConversionPlan as ConversionPlan
-from .surgery.plan import plan as plan
 from .surgery.swap_layers import swap_layers as swap_layers
 from .surgery.verdict import Verdict as Verdict
 from .version import __version__ as __version__

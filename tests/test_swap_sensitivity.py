@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from test_replay import Moody
 from torch import Tensor, nn
 
 import normsurgeon as ns
-from normsurgeon.errors import DataError, UsageError
+from normsurgeon.errors import CheckpointError, DataError, UsageError
 from normsurgeon.selection.damage import Answers, Damage, damages
 from normsurgeon.selection.swap_sensitivity import swap_sensitivity
 from normsurgeon.selection.sweep import Change, Sweep, original_answers
@@ -103,7 +106,7 @@ def test_a_network_whose_calls_change_their_order_is_run_as_a_whole() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), Moody()).eval()
     randomise_(model)
     board = Switchable(model, [ns.plan(model, "ln", example_inputs=images(2, 16))])
-    changes = [Change(site, options[0]) for site, options in board.options.items()]
+    changes = {Change(site, options[0]): Damage() for site, options in board.options.items()}
     sweep = Sweep(board, {}, changes)
     x = images(4, 16)
     sweep.update(x, original_answers(board, x))
@@ -178,3 +181,32 @@ def test_the_document_shows_the_worst_site_first(network: nn.Module) -> None:
     text = str(found)
     assert text.index(worst.site) < text.index(min(found.points, key=lambda point: point.damage).site)
     assert "rank correlation" in text
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(network: nn.Module, tmp_path: Path) -> None:
+    batches = [(images(3, 48, seed), None) for seed in range(3)]
+    whole = swap_sensitivity(network, batches, to="ln", harmless=0)
+    file = tmp_path / "swap.json"
+
+    def stop(progress: Any) -> None:
+        if progress.done > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        swap_sensitivity(network, batches, to="ln", harmless=0, resume=file, on_progress=stop)
+    assert len(json.loads(file.read_text())["sums"]["batches"]) == 1
+    assert swap_sensitivity(network, batches, to="ln", harmless=0, resume=file) == whole
+    assert swap_sensitivity(network, batches, to="ln", harmless=0, resume=file) == whole
+
+
+def test_a_file_of_other_settings_images_or_none_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "swap.json"
+    settings = {"to": "ln", "all_but_one": False, "resume": file}
+    swap_sensitivity(network, [(images(2, 48), None)], **settings)
+    with pytest.raises(UsageError, match=r"swap.json is of another network or other settings"):
+        swap_sensitivity(network, [(images(2, 48), None)], **settings | {"to": "rms"})
+    with pytest.raises(UsageError, match=r"swap.json is of other images"):
+        swap_sensitivity(network, [(images(2, 48, 1), None)], **settings)
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"swap.json is not what a swap sensitivity leaves"):
+        swap_sensitivity(network, [(images(2, 48), None)], **settings)

@@ -40,7 +40,7 @@ def analyze(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PARTS", help="Any of statistics, similarity, sensitivity. Default: all."),
+        typer.Option(metavar="PARTS", help="Any of statistics, similarity, sensitivity (default), swap."),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -59,6 +59,9 @@ def analyze(
         ),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also try other eps, groups and scales of each norm.")] = False,
+    swap_to: Annotated[
+        str, typer.Option(metavar="TARGET", help="The norm that swap puts in the place of each batch norm.")
+    ] = "gn",
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as one page.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the layer table.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json-file", metavar="FILE", hidden=True)] = None,
@@ -110,6 +113,7 @@ def analyze(
             **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
             layers=layers or (),
             sweep=sweep,
+            swap_to=swap_to,
             batch_size=batch_size,
             max_images=max_images,
             sensitivity_images=sensitivity_images,

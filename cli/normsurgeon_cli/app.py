@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from normsurgeon_cli import analyze, convert, demo, evaluate, finetune, inspect, predict, study
+from normsurgeon_cli import analyze, compare, convert, demo, evaluate, finetune, inspect, predict, study
 from normsurgeon_cli.boundary import guarded, set_debug
 from normsurgeon_cli.options import Command
 
@@ -24,7 +24,7 @@ def _listed(examples: Sequence[str]) -> str:
 
 EXAMPLES = ("normsurgeon demo", "normsurgeon convert resnet50 --to gn -o resnet50-gn.safetensors")
 
-COMMANDS = (inspect, convert, evaluate, predict, analyze, finetune, study, demo)
+COMMANDS = (inspect, compare, convert, evaluate, predict, analyze, finetune, study, demo)
 
 app = typer.Typer(
     name="normsurgeon",

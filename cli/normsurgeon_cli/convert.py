@@ -57,6 +57,20 @@ def convert(
         list[str] | None,
         typer.Option("--set", metavar="GLOB=TARGET", help="Another target for these; gn:8 sets groups. Repeatable."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BUDGET",
+            help="Convert as many sites as may be for this loss: 1% of top-1, kl=0.05 nats, error=5% of the outputs.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images that --budget is kept on; their labels count.")
+    ] = None,
+    among: Annotated[
+        str | None,
+        typer.Option(metavar="TARGETS", help="With --budget: what the other sites may get: ln,gn:8. Default: affine."),
+    ] = None,
     balance: Annotated[
         bool,
         typer.Option(
@@ -111,9 +125,15 @@ def convert(
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
     if settings and reconstruct is None:
         raise UsageError(f"--steps {settings['steps']} is of --reconstruct: add --reconstruct DATA, or leave it out")
-    for name, data in (("--calibrate", calibrate), ("--reconstruct", reconstruct)):
-        if data is not None and output is None and not dry_run:
-            raise UsageError(f"{name} {data} would be lost: add -o FILE, or --dry-run to see the plan alone")
+    for option, images in (("--calibrate", calibrate), ("--reconstruct", reconstruct)):
+        if images is not None and output is None and not dry_run:
+            raise UsageError(f"{option} {images} would be lost: add -o FILE, or --dry-run to see the plan alone")
+    if budget is None and (data is not None or among is not None):
+        raise UsageError("--data and --among are of --budget: add --budget 1%, or leave them out")
+    if budget is not None and data is None:
+        raise UsageError(f"--budget {budget} has to be kept on images: add --data DATA")
+    if budget is not None and (dry_run or not balance):
+        raise UsageError("--budget runs the network: leave out --dry-run and --no-balance")
     ReconstructionConfig(**settings)  # raises before minutes of download
     number = options.number_of_groups(groups)
     example = options.example_inputs(input_shape)
@@ -122,26 +142,35 @@ def convert(
 
     check_target(to)  # before minutes of download
     if output is not None and not dry_run:
-        options.check_output(output, force, (*network.inputs, calibrate, reconstruct, probe))
-    for data in dict.fromkeys(filter(None, (calibrate, reconstruct, probe))):
-        _look_for(data)
+        options.check_output(output, force, (*network.inputs, data, calibrate, reconstruct, probe))
+    for source in dict.fromkeys(filter(None, (data, calibrate, reconstruct, probe))):
+        _look_for(source)
     import normsurgeon as ns
 
     model, random_init = network.model, network.random_init
     made = network.load(random_init=random_init or (dry_run and network.weights is None))
-    with status("planning …"):
-        plan = ns.plan(
-            made,
-            to,
-            name=model,
-            groups=number,
-            eps=eps,
-            keep=keep or [],
-            set=overrides,
-            # Random weights compute nothing worth following closely.
-            balance=balance and not random_init,
-            example_inputs=example,
-        )
+    # Random weights compute nothing worth following closely.
+    asked: dict[str, Any] = {"name": model, "groups": number, "eps": eps, "keep": keep or [], "example_inputs": example}
+    curve = None
+    if budget is not None:
+        with progress("choosing sites") as on_progress:
+            curve = ns.trade_off(
+                made,
+                str(data),
+                to=to,
+                among=[part.strip() for part in (among or "affine").split(",") if part.strip()],
+                budget=budget,
+                must=overrides,
+                batch_size=batch_size,
+                max_images=max_images or 300,
+                device=options.device_or_default(device),
+                on_progress=on_progress,
+                **asked,
+            )
+        plan = curve.plan(budget)
+    else:
+        with status("planning …"):
+            plan = ns.plan(made, to, set=overrides, balance=balance and not random_init, **asked)
     for note in plan.notes:
         print_message(note)
     written = None
@@ -150,9 +179,9 @@ def convert(
     if not dry_run:
         followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
-            images = _images(probe, made) if probe is not None else None
+            probed = _images(probe, made) if probe is not None else None
             carry_out = ns.convert if followed else ns.convert_
-            result = carry_out(made, plan, check=check, verdict=not random_init, probe=images)
+            result = carry_out(made, plan, check=check, verdict=not random_init, probe=probed)
         plan = result.plan or plan
         proofs = {name: getattr(result, name) for name in ("check", "verdict")}
         where = options.device_or_default(device)
@@ -183,6 +212,7 @@ def convert(
                 written = ns.save(result, output, on_message=print_message)
     if json:
         document = plan.to_dict()
+        document["trade_off"] = curve.to_dict() if curve is not None else None
         document.update((name, proof.to_dict() if proof is not None else None) for name, proof in proofs.items())
         print_json(
             {
@@ -193,6 +223,8 @@ def convert(
             }
         )
         return
+    if curve is not None:
+        out().print(curve)
     _show(plan, each_site=dry_run)
     for name, proof in proofs.items():
         if proof is not None:

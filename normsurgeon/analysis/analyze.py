@@ -31,11 +31,14 @@ from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.selection.swap_sensitivity import swap_sensitivity
 from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__
 
-PARTS = ("statistics", "similarity", "sensitivity")
+PARTS = ("statistics", "similarity", "sensitivity", "swap")
+DEFAULT_PARTS = PARTS[:3]
+MAX_SWAP_IMAGES = 128
 
 
 def analyze(
@@ -44,7 +47,7 @@ def analyze(
     *,
     baseline: nn.Module | None = None,
     labels: Labels = "by-name",
-    only: Sequence[str] = PARTS,
+    only: Sequence[str] = DEFAULT_PARTS,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     batch_size: int = 16,
@@ -52,6 +55,7 @@ def analyze(
     sensitivity_images: int = 32,
     methods: Sequence[str] = DEFAULT_METHODS,
     sweep: bool = False,
+    swap_to: str = "gn",
     seed: int = 0,
     device: str | torch.device | None = None,
     workers: int = 0,
@@ -68,12 +72,14 @@ def analyze(
                  dependencies) if not given
     baseline     a second network, usually the original of a conversion: layers of one name are compared
     labels       as for ``evaluate``; without any, sensitivity is measured with the network's own answers
-    only         any of ``statistics``, ``similarity``, ``sensitivity``
+    only         any of ``statistics``, ``similarity``, ``sensitivity``, and ``swap``: what converting each batch norm
+                 does (see ``swap_sensitivity``)
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
     batch_size   images a batch; statistics do not depend on it, debiased CKA is averaged over batches of it
     max_images   only that many, spread evenly over a data set
     sensitivity_images  the first of them that sensitivity is measured with: it needs several passes with gradients
+    swap_to             the norm that ``swap`` puts in the place of each batch norm: ``gn``, ``gn:8``, ``ln``, …
     methods, sweep      which measures of sensitivity, and whether to try other settings of each norm
     seed         of the sample behind the effective rank, of probes and noise
     device       where to run; the models are put back afterwards
@@ -114,7 +120,7 @@ def analyze(
         for each in models:
             stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
-        look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
+        look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 1)
         shard = own_shard() if look.shared else ALONE
         views = open_views(data, models, batch_size, max_images, workers, False, shard, True, labels)
         look.run(model, baseline, views, on_progress)
@@ -123,6 +129,13 @@ def analyze(
         sensitivity, points = _sensitivity(
             model, look.first_images, layers, chosen, methods, sweep, seed, parts, on_progress
         )
+        swap = None
+        if "swap" in parts:
+            most = MAX_SWAP_IMAGES if max_images is None else max_images
+            swap = swap_sensitivity(
+                model, data, to=swap_to, batch_size=batch_size, max_images=most, workers=workers,
+                example_inputs=example_inputs, on_progress=on_progress,
+            )  # fmt: skip
         where = str(home_of(model)[0])
         comparison = None
         if baseline is not None:
@@ -133,7 +146,7 @@ def analyze(
                 model=name or name_of(model),
                 baseline=baseline_name,
                 data=views.name,
-                images=look.images,
+                images=look.images if look.shared or swap is None else swap.images,
                 skipped=look.skipped,
                 batch_size=batch_size,
                 seed=seed,
@@ -152,6 +165,7 @@ def analyze(
             comparison=comparison,
             sensitivity=sensitivity,
             sweep=points,
+            swap=swap,
             history=history,
         )
         return from_main_process(replace(report, findings=find(report)))

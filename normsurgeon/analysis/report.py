@@ -26,6 +26,7 @@ from normsurgeon.analysis.records import (
 from normsurgeon.errors import UsageError
 from normsurgeon.render.document import Document, Section
 from normsurgeon.render.presentable import Presentable
+from normsurgeon.selection.swap_sensitivity import SwapSensitivity
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -49,11 +50,12 @@ class Report(Presentable):
     comparison: Comparison | None = None
     sensitivity: tuple[Sensitivity, ...] | None = None
     sweep: tuple[SweepPoint, ...] = ()
+    swap: SwapSensitivity | None = None
     history: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON (docs/report.md): plain types, every key always there, nan and infinity as None."""
-        values = plain(asdict(self))
+        values = plain({**asdict(self), "swap": self.swap.to_dict() if self.swap is not None else None})
         for entry in values["sensitivity"] or ():
             for key, label in (("layers", "layer"), ("parameters", "parameter")):
                 entry[key] = [{label: score.pop("name"), **score} for score in entry[key]]
@@ -70,6 +72,7 @@ class Report(Presentable):
             sections.comparison_section(self.comparison, rows),
             sections.sensitivity_section(measures, rows),
             *sections.sweep_sections(self.sweep),
+            *(self.swap.sections() if self.swap is not None else ()),
             *sections.history_sections(self.history),
             sections.layers_section(rows, measures, important),
         ]

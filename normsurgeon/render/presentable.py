@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from normsurgeon.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +35,22 @@ class Presentable:
         from normsurgeon.render.terminal import TerminalDocument
 
         return TerminalDocument(self.document())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all of it as one self-contained page, ``.html``.
+
+        :raises UsageError: another ending.
+        :raises WriteError: a file that cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".html":
+            raise UsageError(f"{path}: this is written as a page, and its name must end in .html")
+        from normsurgeon._util.files import check_writable, write_text
+        from normsurgeon.render.html import to_page
+
+        check_writable(path)
+        write_text(path, to_page(self.document()))
+        return path
 
     def _repr_html_(self) -> str:
         """What a notebook shows: no script, and styles that touch nothing else."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.calls import Call, on, outputs_of
+from normsurgeon.data.label_ways import Labels
 from normsurgeon.errors import UsageError
 from normsurgeon.graph.skeleton import why_valueless
 from normsurgeon.inference.run import eval_mode, home_of, placed
@@ -38,9 +39,9 @@ class ComparedConversion:
     converted, exact, left  sites that got the norm, became a fixed affine, or stay batch norms
     kept        in one word: exactly, closely, partly, hardly, not
     norm_error  how far the new norms are from the fixed affines that they stand in for, root mean square over them
-    kl, kl_stderr, lost, lost_stderr  on data, of a classifier: mean KL to the original in nats, and the share of answers
-                (with labels: of right answers) that are lost, with standard errors over the images
-    error, error_stderr  on data, of any other network: relative error of its outputs
+    kl, lost    on data, of a classifier: mean KL to the original in nats, and the share of answers (with labels: of
+                right answers) that are lost; ``kl_stderr`` and ``lost_stderr`` are their standard errors
+    error       on data, of any other network: relative error of its outputs, with ``error_stderr``
     parameters  of the converted network, over the original's
     time        of a forward pass, over the original's (median of runs in turns)
     advice      what to do next
@@ -167,6 +168,7 @@ def compare(
     to: Sequence[str] = TARGETS,
     groups: Sequence[int | Literal["auto"]] = ("auto",),
     eps: Sequence[float | None] = (None,),
+    labels: Labels = "by-name",
     batch_size: int = 32,
     max_images: int | None = 300,
     device: str | torch.device | None = None,
@@ -182,6 +184,7 @@ def compare(
     to      targets, as ``normsurgeon.plan`` takes them; ``gn:8`` sets the groups, too
     groups  for ``gn`` without a number of its own: each of these
     eps     each of these; None is the batch norm's own
+    labels  as for ``evaluate``: with them, the share of right answers that are lost is measured
 
     :raises UsageError: nothing to compare, or a model without weights.
     :raises TargetError: an unknown target, or groups that divide no site's channels.
@@ -199,7 +202,7 @@ def compare(
     requests = _requests(to, groups, eps)
     if not requests:
         raise UsageError("there is nothing to compare: give at least one target, such as gn")
-    batches = SweptBatches.open(model, data, batch_size, max_images, workers) if data is not None else None
+    batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels) if data is not None else None
     inputs = list(batches.labelled()) if batches is not None else []
     found = []
     with placed(model, device), eval_mode(model):

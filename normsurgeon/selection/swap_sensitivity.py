@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from normsurgeon._util.progress import OnProgress, counter
 from normsurgeon.errors import ConversionError, DataError, UsageError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data
-from normsurgeon.render.document import Column, Document, Facts, Notes, Section, Table
+from normsurgeon.render.document import Bars, Column, Document, Facts, Notes, Section, Table
 from normsurgeon.render.presentable import Presentable
-from normsurgeon.selection.damage import Damage, mean_and_error
+from normsurgeon.selection.damage import mean_and_error
 from normsurgeon.selection.predictors import elements_per_pool, predict
+from normsurgeon.selection.swap_sums import Resumable, fingerprint
 from normsurgeon.selection.sweep import Change, Sweep, SweptBatches, damages_of, original_answers
 from normsurgeon.selection.switching import Switchable
+from normsurgeon.surgery.deciding import Request, parse_target
 from normsurgeon.surgery.plan import plan
 
 HARMLESS = 1e-3
 """Damage below which, with three standard errors, a site is measured no further."""
+
+SHOWN = 12
 
 PREDICTORS = ("elements", "norm_error", "taylor")
 
@@ -105,50 +110,39 @@ class SwapSensitivity(Presentable):
 
     def document(self) -> Document:
         """The sites, the most damaging first."""
+        return Document("normsurgeon", f"Swap sensitivity of {self.model}", self.sections())
+
+    def sections(self) -> tuple[Section, ...]:
+        """What a report shows of it."""
         columns = (
             Column("site"),
             Column("to"),
             Column("damage", "number", f"{self.measure} when this site alone is converted"),
             Column("±", "number", "standard error over the images"),
             Column("left out", "number", "damage of all sites less that of all but this one"),
-            Column("other answer", "percent", "images with another answer than the original's"),
+            Column("lost", "percent", "images with another answer than the original's"),
             Column("Taylor", "number", "damage predicted from gradients"),
             Column("norm error", "percent", "the norm's own error, relative"),
             Column("elements", "count", "values that share a mean and a variance"),
             Column("images", "count"),
         )
+        worst = sorted(self.points, key=lambda point: -point.damage)
         rows = tuple(
+            (p.site, p.target, p.damage, p.stderr, p.left_out, p.lost, p.taylor, p.norm_error, p.elements, p.images)
+            for p in worst
+        )
+        known = [f"{name.replace('_', ' ')} {rho:.2f}" for name, rho in self.correlations.items() if rho is not None]
+        facts = Facts(
             (
-                p.site,
-                p.target,
-                p.damage,
-                p.stderr,
-                p.left_out,
-                p.lost,
-                p.taylor,
-                p.norm_error,
-                p.elements,
-                p.images,
+                ("measure", f"{self.measure} to the original, {self.images} images"),
+                ("all sites", f"{self.all_damage:.3g} ± {self.all_stderr:.1g}; single ones add up to {self.total:.3g}"),
+                ("rank correlation with the damage", ", ".join(known) or "too few sites"),
             )
-            for p in sorted(self.points, key=lambda point: -point.damage)
         )
-        known = [
-            f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.correlations.items() if value is not None
-        ]
-        facts = (
-            ("measure", f"{self.measure} to the original, {self.images} images"),
-            (
-                "all sites",
-                f"{self.all_damage:.3g} ± {self.all_stderr:.1g}, the sum of the single ones {self.total:.3g}",
-            ),
-            ("rank correlation with the damage", ", ".join(known) or "too few sites"),
-        )
+        bars = Bars(tuple((p.site, p.damage, p.stderr) for p in worst[:SHOWN]), f"Damage of the worst, {self.measure}")
+        table = Table(columns, rows, searchable=True, noun="sites", shaded=True, terminal_rows=20)
         notes = Notes(("A site that is clearly harmless is measured on fewer images.",))
-        table = Table(columns, rows, searchable=True, noun="sites", shaded=True)
-        return Document(
-            "normsurgeon", f"Swap sensitivity of {self.model}", (Section("sites", "Sites", (table, notes)),),
-            facts=(Facts(facts),),
-        )  # fmt: skip
+        return (Section("swap", "Swap sensitivity", (facts, bars, table, notes)),)
 
 
 def swap_sensitivity(
@@ -166,6 +160,7 @@ def swap_sensitivity(
     device: str | torch.device | None = None,
     workers: int = 0,
     example_inputs: Any = None,
+    resume: str | os.PathLike[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> SwapSensitivity:
     """What converting one batch norm at a time does to the outputs, and what leaving one out of all of them does.
@@ -174,11 +169,13 @@ def swap_sensitivity(
     EfficientNet-Lite0 that takes a third of the time of full passes, with the same answer up to rounding.
 
     data         a data spec, an ImageSource, or batches; labels are ignored
-    to, groups, eps, set, example_inputs  as in ``normsurgeon.plan``
+    to, groups, eps, set, example_inputs  as in ``normsurgeon.plan``; ``to`` may be ``gn:8``, too
     all_but_one  whether to measure ``left_out``, too; doubles the time
     harmless     a site is measured no further once its damage is below this with three standard errors; 0: never
+    resume       a file that is written after each batch; a run with the same network, images and settings goes on
 
-    :raises UsageError: batches that can be passed over only once, a negative ``harmless``.
+    :raises UsageError: a negative ``harmless``, a file to resume from that is of other settings or images.
+    :raises CheckpointError: a file to resume from that is none.
     :raises ConversionError: no site that could be converted.
     :raises DataError: no images, or only one.
 
@@ -191,58 +188,55 @@ def swap_sensitivity(
     """
     if not harmless >= 0:
         raise UsageError(f"harmless={harmless} must not be negative")
-    made = plan(model, to, groups=groups, eps=eps, set=set, example_inputs=example_inputs)
+    request = parse_target(to, Request(None))
+    made = plan(
+        model, str(request.target), groups=request.groups or groups, eps=eps, set=set, example_inputs=example_inputs
+    )
     with placed(model, device), eval_mode(model):
         board = Switchable(model, [made])
         chosen = {site: options[0] for site, options in board.options.items()}
         if not chosen:
-            raise ConversionError(f"{made.model} has no site that {to} would change; see normsurgeon.plan")
-        ones = Sweep(board, {}, [Change(site, option) for site, option in chosen.items()], harmless)
-        others = Sweep(board, chosen, [Change(site, None) for site in chosen]) if all_but_one else None
-        whole = Damage()
-        errors: dict[str, list[Tensor]] = {}
-        taylors: dict[str, list[Tensor]] = {}
+            raise ConversionError(f"{made.model} has no site that {to} would change; see its plan")
+        settings = [made.to_dict(), harmless, all_but_one, batch_size, max_images, fingerprint(model)]
+        file = Resumable.open(resume, settings, list(chosen))
+        sums = file.sums
+        ones = Sweep(board, {}, {Change(site, option): sums.ones[site] for site, option in chosen.items()}, harmless)
+        others = Sweep(board, chosen, {Change(site, None): sums.others[site] for site in chosen})
+        sweeps = [ones, others] if all_but_one else [ones]
         batches = SweptBatches.open(model, data, batch_size, max_images, workers)
-        count = counter("swapping", batches.steps(len(chosen) * (2 if all_but_one else 1)), on_progress)
-        classes = False
+        count = counter("swapping", batches.steps(len(chosen) * len(sweeps)), on_progress)
         for inputs in batches:
+            if file.skips(inputs):
+                count(len(chosen) * len(sweeps))
+                continue
             before = original_answers(board, inputs)
-            classes = before.classes
-            whole.update(*damages_of(board, chosen, inputs, before))
-            ones.update(inputs, before, count)
-            if others is not None:
-                others.update(inputs, before, count)
-            for site, (error, taylor) in predict(board, chosen, inputs).items():
-                errors.setdefault(site, []).append(error)
-                taylors.setdefault(site, []).append(taylor)
-    if whole.images < 2:
-        raise DataError(f"{whole.images} image: a damage and its standard error need at least two")
-    all_damage, all_stderr = whole.compute()
-
-    def mean(parts: list[Tensor] | None) -> float | None:
-        return float(torch.cat(parts).mean()) if parts else None
-
+            sums.whole.update(*damages_of(board, chosen, inputs, before))
+            for sweep in sweeps:
+                sweep.update(inputs, before, count)
+            sums.predicted(predict(board, chosen, inputs))
+            file.add(inputs)
+    if sums.whole.images < 2:
+        raise DataError(f"{sums.whole.images} image: a damage and its standard error need at least two")
+    all_damage, all_stderr = sums.whole.compute()
     points = []
     for site, option in chosen.items():
-        found = ones.found.get(Change(site, option))
-        if found is None:
+        found, left = sums.ones[site], sums.others[site]
+        if not found.images:
             continue  # no call reaches it
         damage, stderr = found.compute()
-        kept = others.found.get(Change(site, None)) if others is not None else None
-        own_error = mean(errors.get(site))
         points.append(
             SwapPoint(
-                site,
-                option.label,
-                damage,
-                stderr,
-                mean_and_error(found.lost)[0] if found.lost else None,
-                found.images,
-                left_out=all_damage - kept.compute()[0] if kept is not None else None,
+                site=site,
+                target=option.label,
+                damage=damage,
+                stderr=stderr,
+                lost=mean_and_error(found.lost)[0] if found.lost else None,
+                images=found.images,
+                left_out=all_damage - left.compute()[0] if left.images else None,
                 elements=elements_per_pool(option),
-                norm_error=math.sqrt(own_error) if own_error is not None else None,
-                taylor=mean(taylors.get(site)),
+                norm_error=math.sqrt(mean_and_error(sums.errors[site])[0]) if site in sums.errors else None,
+                taylor=mean_and_error(sums.taylors[site])[0] if site in sums.taylors else None,
             )
         )
-    measure = "KL (nats)" if classes else "squared error"
-    return SwapSensitivity(made.model, measure, whole.images, tuple(points), all_damage, all_stderr)
+    measure = "KL (nats)" if sums.whole.classes else "squared error"
+    return SwapSensitivity(made.model, measure, sums.whole.images, tuple(points), all_damage, all_stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon.calls import Call, on, outputs_of
+from normsurgeon.data.label_ways import Labels
 from normsurgeon.inference.run import home_of
 from normsurgeon.inference.views import Data, Views, open_views
 from normsurgeon.selection.damage import Answers, Damage, damages
@@ -37,15 +38,14 @@ class Sweep:
 
     board     the network
     base      the options that are chosen where nothing else is said; sites that are not named keep their batch norm
-    changes   what is tried, one at a time
+    found     what is tried, one at a time, with the damage so far
     harmless  a change is measured no further once its damage is under this with three standard errors
     """
 
     board: Switchable
     base: Mapping[str, Option | None]
-    changes: Sequence[Change]
+    found: dict[Change, Damage]
     harmless: float = 0.0
-    found: dict[Change, Damage] = field(default_factory=dict)
     _changed: set[int] = field(default_factory=set)
     _whole: set[str] | None = None
 
@@ -65,12 +65,14 @@ class Sweep:
                 for site, changes in self._in_order(replay.first_call):
                     wanted = [change for change in changes if not self._is_harmless(change)]
                     cut = replay.first_call(board.sites[site])
-                    if wanted and cut is not None and site not in self._whole:
+                    if cut is None:
+                        continue  # no call reaches it
+                    if wanted and site not in self._whole:
                         replay.advance(cut)
                     for change in wanted:
                         output = self._output(change, replay.run if site not in self._whole else replay.run_whole)
                         after = Answers.of(output, images, before.classes)
-                        self.found.setdefault(change, Damage()).update(*damages(before, after, images))
+                        self.found[change].update(*damages(before, after, images))
                     on_step(len(changes))
         board.reset()
 
@@ -84,14 +86,14 @@ class Sweep:
     def _in_order(self, first_call: Callable[[Any], int | None]) -> list[tuple[str, list[Change]]]:
         """The sites in the order of their first calls, each with its changes; sites that are not called come last."""
         by_site: dict[str, list[Change]] = {}
-        for change in self.changes:
+        for change in self.found:
             by_site.setdefault(change.site, []).append(change)
         calls = {site: first_call(self.board.sites[site]) for site in by_site}
         return sorted(by_site.items(), key=lambda item: float("inf") if (c := calls[item[0]]) is None else c)
 
     def _is_harmless(self, change: Change) -> bool:
-        seen = self.found.get(change)
-        if seen is None or seen.images < LEAST_IMAGES:
+        seen = self.found[change]
+        if seen.images < LEAST_IMAGES:
             return False
         mean, error = seen.compute()
         return mean + 3 * error < self.harmless
@@ -144,13 +146,22 @@ class SweptBatches:
     batch_size: int
 
     @classmethod
-    def open(cls, model: nn.Module, data: Data, batch_size: int, max_images: int | None, workers: int) -> SweptBatches:
+    def open(
+        cls,
+        model: nn.Module,
+        data: Data,
+        batch_size: int,
+        max_images: int | None,
+        workers: int,
+        labels: Labels = "none",
+    ) -> SweptBatches:
         """Of whatever a caller hands in as data.
 
         :raises UsageError: batches that can be passed over only once.
         :raises DataError: no images.
         """
-        return cls(open_views(data, [model], batch_size, max_images, workers, classifiers=False), batch_size)
+        views = open_views(data, [model], batch_size, max_images, workers, classifiers=False, labels=labels)
+        return cls(views, batch_size)
 
     def __iter__(self) -> Iterator[Tensor | Call]:
         return (images[0] for images, _ in self.views)

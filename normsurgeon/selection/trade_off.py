@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from normsurgeon._util.progress import OnProgress, counter
+from normsurgeon.data.label_ways import Labels
 from normsurgeon.errors import ConversionError, DataError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data
@@ -196,11 +197,13 @@ def trade_off(
     groups: int | Literal["auto"] = "auto",
     eps: float | None = None,
     points: int = CURVE_POINTS,
+    labels: Labels = "by-name",
     batch_size: int = 32,
     max_images: int | None = 300,
     device: str | torch.device | None = None,
     workers: int = 0,
     example_inputs: Any = None,
+    name: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> TradeOff:
     """How many sites can be ``to``, and what that costs: a curve, and a plan for any budget.
@@ -210,7 +213,7 @@ def trade_off(
               fixed statistics), ``ln``, ``gn:8``, …
     budget    look for the plan that uses it up; without one, a plan for each of ``points`` numbers of sites is run
     must      {glob: target} for sites that are given; ``keep``: globs of sites that stay batch norms
-    data      a data spec, an ImageSource or batches; labels count where there are any that the model's classes are
+    data, labels  as for ``evaluate``; without labels, an answer is lost where it is not the original's
     max_images  a third of them, by number of batches, order the sites; plans are run on the others
 
     :raises UsageError: a budget that is none, or too few images.
@@ -226,10 +229,10 @@ def trade_off(
     [0, 8, 15]
     """
     budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(budget)
-    plans = _plans(model, to, among, must, keep, groups, eps, example_inputs)
+    plans = _plans(model, to, among, must, keep, groups, eps, example_inputs, name)
     with placed(model, device), eval_mode(model):
         board = Switchable(model, plans)
-        batches = SweptBatches.open(model, data, batch_size, max_images, workers)
+        batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels)
         inputs = list(batches.labelled())
         images = sum(len(x) for x, _ in inputs)
         if images < LEAST_IMAGES or len(inputs) < 2:
@@ -269,9 +272,10 @@ def _plans(
     groups: int | Literal["auto"],
     eps: float | None,
     example_inputs: Any,
+    name: str | None,
 ) -> list[ConversionPlan]:
     """The plan for ``to``, those for the others, and last the one for what is given."""
-    first = plan(model, to, groups=groups, eps=eps, keep=keep, example_inputs=example_inputs)
+    first = plan(model, to, groups=groups, eps=eps, keep=keep, example_inputs=example_inputs, name=name)
     names = [d.name for d in first.decisions]
     kept = {name for pattern in keep for name in select(pattern, names)}
     plans = [first]
@@ -304,15 +308,15 @@ def _ordered(
     exact = {d.name for made in other_plans for d in made.decisions if d.status == "converted" and d.target == "affine"}
     found = [options_of(made) for made in other_plans]
     candidates = {name: [options[name] for options in found if name in options] for name in main}
-    changes = {Change(name, o) for name in main for o in (main[name], *candidates[name])}
-    sweep = Sweep(board, {}, sorted(changes, key=lambda c: (c.site, str(c.option))))
+    changes = dict.fromkeys(Change(name, o) for name in main for o in (main[name], *candidates[name]))
+    sweep = Sweep(board, {}, {change: Damage() for change in changes})
     count = counter("trying single sites", len(changes) * len(choosing), on_progress)
     for inputs, labels in choosing:
         sweep.update(inputs, original_answers(board, inputs, labels), count)
 
     def damage(name: str, option: Option | None) -> float:
         seen = sweep.found.get(Change(name, option))
-        return 0.0 if option is None or seen is None else seen.compute()[0]
+        return seen.compute()[0] if seen is not None and seen.images else 0.0  # its batch norm, or never called
 
     others: dict[str, Option | None] = {}
     for name in main:
@@ -372,8 +376,7 @@ class _Runs:
 
 def _point(k: int, damage: Damage, family: Family) -> TradePoint:
     spent = {
-        measure: Budget(measure, 1.0).spent(damage)
-        for measure in (("kl", "top1") if damage.classes else ("error",))
+        measure: Budget(measure, 1.0).spent(damage) for measure in (("kl", "top1") if damage.classes else ("error",))
     }
     return TradePoint(
         converted=k,
