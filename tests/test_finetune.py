@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import normsurgeon as ns
 from normsurgeon.data.sources import ImageSource
@@ -268,8 +269,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_where_it_began_and_keeps_the_la
     net.bn1.weight.data[0] = 1.0
     broken = images()
     broken[3, 0, 0, 0] = float("inf")
-    with pytest.raises(TrainingError, match=r"it began in the images of the batch; "):
+    with pytest.raises(DataError, match=r"^image 3 of the batches \(counted from 0\) holds values that are not finite"):
         ns.finetune(net, [(broken, labels())], steps=5, device="cpu")
+
+    class Broken(Dataset):  # read sample by sample: not seen before it is trained on
+        def __len__(self) -> int:
+            return len(broken)
+
+        def __getitem__(self, index: int):
+            return broken[index], int(labels()[index])
+
+    with pytest.raises(TrainingError, match=r"it began in the images of the batch; "):
+        ns.finetune(net, Broken(), steps=5, device="cpu", augment=False)
     folder = tmp_path / "run"
     with pytest.raises(
         TrainingError,
@@ -295,10 +306,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_where_it_began_and_keeps_the_la
 def test_no_hook_is_left_behind_after_an_error(convnet):
     result = converted(convnet, "gn")
     training = [m.training for m in convnet.modules()]
-    broken = images()
-    broken[0] = float("nan")
+    result.model.bn1.weight.data[0] = float("nan")
     with pytest.raises(TrainingError, match="not finite"):
-        ns.finetune(result, [(broken, labels())], steps=2, features=1.0, device="cpu")
+        ns.finetune(result, [(images(), labels())], steps=2, features=1.0, device="cpu")
     assert not any(m._forward_hooks for net in (convnet, result.model) for m in net.modules())
     assert [m.training for m in convnet.modules()] == training
 

@@ -236,7 +236,7 @@ def show(text: str) -> None:
             sys.stdout, sys.stderr = streams
             for stream in streams:
                 stream.isatty = lambda terminal=terminal: terminal  # type: ignore[method-assign]
-            console.print_table([text, "b"], [[text, text]], text)
+            console.print_table(Table((Column(text), Column("b")), ((text, text),), text))
             console.print_message(text)
             console.error_line(text)
             print_document(document, console.out())

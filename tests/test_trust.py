@@ -454,7 +454,7 @@ def test_no_control_character_reaches_a_terminal(monkeypatch, terminal: bool) ->
         monkeypatch.setattr(sys, name, stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    console.print_table(["layer", NASTY], [["b\n" + NASTY, NASTY]], NASTY)
+    console.print_table(Table((Column("layer"), Column(NASTY)), (("b\n" + NASTY, NASTY),), NASTY))
     console.print_message(NASTY)
     console.error_line(NASTY)
     console.out().print(NASTY, markup=False)

@@ -11,6 +11,7 @@ from torch import nn
 from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.errors import UsageError
+from normsurgeon.graph.trace import TracedModel
 from normsurgeon.inference.views import Data
 from normsurgeon.selection.budget import Budget
 from normsurgeon.selection.trade_off import trade_off
@@ -29,6 +30,7 @@ def plan(
     as_graph: bool = False,
     balance: bool = True,
     example_inputs: Any = None,
+    traced: TracedModel | None = None,
     name: str | None = None,
     budget: Budget | str | float | None = None,
     data: Data | None = None,
@@ -83,6 +85,7 @@ def plan(
             as_graph=as_graph,
             balance=balance,
             example_inputs=example_inputs,
+            traced=traced,
             name=name,
         )
     budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
