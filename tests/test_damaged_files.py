@@ -78,9 +78,25 @@ def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, line:
         ns.load(tmp_path / "a.pt")
 
 
-def test_a_folder_is_no_file(tmp_path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder, and a file of weights was expected"):
-        ns.load(tmp_path)
+def test_a_folder_is_no_file_and_no_unknown_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for spec in (Path("run"), "run", "run/"):
+        with pytest.raises(CheckpointError, match=r"^run is a folder, and a file of weights was expected$"):
+            ns.load(spec)
+    Path("run/best.safetensors").touch()
+    Path("run/last.safetensors").touch()
+    hint = r"^run is a folder, and a file of weights was expected; try: run/best\.safetensors$"
+    with pytest.raises(CheckpointError, match=hint):
+        ns.load("run")
+    with pytest.raises(CheckpointError, match=hint):
+        ns.load("test_resnet", weights="run")
+
+
+def test_a_network_s_name_goes_before_a_folder_s(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("test_resnet").mkdir()
+    assert type(ns.load("test_resnet", pretrained=False)).__name__ == "ResNet"
 
 
 def damage_request(header: dict) -> None:

@@ -125,6 +125,8 @@ def test_nothing_readable_is_an_error(tmp_path):
 
 
 def test_a_spec_that_leads_nowhere_says_which_there_are(tmp_path):
+    with pytest.raises(DataError, match=r"^there is no folder ''; a data set is a folder of class folders"):
+        open_source("")
     with pytest.raises(DataError, match=r"there is no folder nowhere; a data set is a folder of class folders"):
         open_source("nowhere")
     with pytest.raises(DataError, match=r"1\.png is a file; try the folder that it is in"):

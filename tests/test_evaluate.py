@@ -299,6 +299,8 @@ def test_models_that_are_no_classifiers_are_refused(folder):
 
 
 def test_a_device_that_is_not_there_is_one_clear_line(small, folder):
+    with pytest.raises(UsageError, match=r"^nothing can be computed on the meta device; try cpu, cuda, cuda:1 or mps$"):
+        evaluate(small, folder, device="meta")
     with pytest.raises(UsageError, match="there is no device 'abacus'; try cpu"):
         evaluate(small, folder, device="abacus")
     if not torch.cuda.is_available():

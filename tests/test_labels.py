@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import normsurgeon as ns
-from normsurgeon.data.labels import Head, class_numbers
+from normsurgeon.data.labels import Head, class_names_for, class_numbers, names_by_output
 from normsurgeon.data.sources import open_source, with_labels
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.evaluate import evaluate
@@ -129,6 +129,35 @@ def test_a_source_is_numbered_once_and_again_for_another_head(tmp_path):
     assert with_labels(source, 2, "by-name").known_labels == [0, 1]
     assert with_labels(source, 1000, "none").known_labels is None
     assert [label for _, label in with_labels(source, 1000, "none")] == [None, None]
+
+
+def test_a_trained_network_s_file_names_its_classes_and_a_part_of_them_is_scored_by_name(tmp_path):
+    data = folders(tmp_path / "data", "ape", "bee", "cat")
+    net = timm.create_model("test_resnet", num_classes=2)
+    net.pretrained_cfg["label_names"] = ["yes", "no"]  # of the head that is replaced
+    ns.finetune(net, data, num_classes=3, steps=1, batch_size=2, device="cpu", output=tmp_path / "run")
+    loaded = ns.load(tmp_path / "run" / "last.safetensors")
+    loaded.get_classifier().bias.data[:] = torch.tensor([0.0, 100.0, 200.0])  # class 2 first, then 1, then 0
+    part = folders(tmp_path / "part", "bee", "cat")
+    result = evaluate(loaded, part)
+    assert (result.top1, class_names_for(loaded)) == (0.5, ["ape", "bee", "cat"])
+    assert net.pretrained_cfg["label_names"] == ["yes", "no"]
+    with pytest.raises(DataError, match=r"mixes classes of the network \(bee\) with others \(dog\)"):
+        evaluate(loaded, folders(tmp_path / "part", "dog"))
+
+
+def test_names_are_kept_in_the_order_of_the_outputs_where_each_has_one_that_can_be_written():
+    assert names_by_output(["ape", "bee"], (1, 0), 2) == ["bee", "ape"]
+    assert names_by_output(["ape", "bee"], (0, 2), 3) is None
+    assert names_by_output(["ape", "b\udcff"], None, 2) is None
+
+
+def test_names_of_a_head_that_is_replaced_are_not_kept_for_data_that_has_none(tmp_path):
+    net = timm.create_model("test_resnet", num_classes=2)
+    net.pretrained_cfg["label_descriptions"] = ["yes", "no"]
+    batches = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))]
+    tuned = ns.finetune(net, batches, num_classes=2, steps=1, device="cpu")
+    assert class_names_for(tuned.model) is None
 
 
 NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=8, unique=True)

@@ -49,6 +49,21 @@ class Head:
         return Head(self.classes, {name: place if numbers is None else numbers[place] for name, place in found.items()})
 
 
+def names_by_output(names: Sequence[str], numbers: Sequence[int] | None, classes: int) -> list[str] | None:
+    """The class names of a data set in the order of a head's outputs; None unless each output has one.
+
+    numbers  the output of each name; None: its place
+
+    >>> names_by_output(["cat", "dog"], [1, 0], classes=2), names_by_output(["cat", "dog"], None, classes=3)
+    (['dog', 'cat'], None)
+    """
+    places = {place: name for name, place in zip(names, numbers or range(len(names)), strict=True)}
+    found = [places[place] for place in range(classes) if place in places]
+    # A folder's name need not be UTF-8, and what is written into a checkpoint must be.
+    whole = all(name.encode("utf-8", "replace").decode() == name for name in found)
+    return found if len(found) == classes and whole else None
+
+
 def class_names_for(model: nn.Module, classes: int | None = None) -> list[str] | None:
     """What each output of a classifier is called, in its order; None where it is not known.
 

@@ -170,6 +170,8 @@ def _open(
 ) -> ImageSource:
     """A source whose classes are numbered in their own order."""
     text = os.fspath(spec)
+    if not text:  # a variable of a shell that was not set; as a path it would be the current folder
+        raise DataError(f"there is no folder {text!r}; {FORMS}")
     if spec == "demo":
         paths = photographs()
         return ImageSource(text, Files([str(path) for path in paths], None, None), labelled=False)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.finetuning.config import FinetuneConfig
-from normsurgeon.inference.run import name_of
+from normsurgeon.inference.run import device_called, name_of
 from normsurgeon.norms.families import family_of
 
 
@@ -112,10 +112,7 @@ def find_device(device: str | torch.device | None) -> torch.device | None:
     """
     if device is None:
         return None
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {device!r}; try cpu, cuda, cuda:1 or mps") from error
+    found = device_called(device)
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (found.index or 0) < torch.cuda.device_count(),

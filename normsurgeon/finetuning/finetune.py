@@ -18,7 +18,7 @@ from torch import nn
 from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.label_ways import Labels
-from normsurgeon.data.labels import Head
+from normsurgeon.data.labels import Head, names_by_output
 from normsurgeon.data.seeding import HEAD, own_random_state, seed_everything
 from normsurgeon.data.sources import ImageSource
 from normsurgeon.data.splitting import open_split
@@ -43,7 +43,7 @@ from normsurgeon.finetuning.trainable import (
 )
 from normsurgeon.finetuning.validator import validator_on
 from normsurgeon.finetuning.watching import stopped_by_signals
-from normsurgeon.inference.heads import reset_head_
+from normsurgeon.inference.heads import name_classes_, reset_head_
 from normsurgeon.inference.run import eval_mode, head_classes, placed
 from normsurgeon.inference.taps import block_names, matching_layers, shared_blocks
 from normsurgeon.models.checkpoint import plans_of
@@ -175,6 +175,7 @@ def finetune(
         if num_classes is not None:
             seed_everything(HEAD, config.seed)
             reset_head_(plain, num_classes)
+            name_classes_(plain, None)  # those of the old one, which may have had as many
         stack.enter_context(single_values_named(plain, teacher))
         shape = DataConfig.of(plain)
         classes = head_classes(plain, shape)
@@ -184,6 +185,8 @@ def finetune(
         # Without a loss that takes them, labels of other classes do no harm.
         data = open_split(train, head, training=True, labels=labels if config.ce != 0 else "none")
         if isinstance(data, ImageSource) and data.labelled and data.class_names is not None:
+            if not head.numbers:
+                name_classes_(plain, names_by_output(data.class_names, data.numbers, classes))
             head = head.taught(data.class_names, data.numbers)  # the held-out images must have the same classes
         pinned = accelerator.device.type == "cuda"
         feed = make_feed(data, shape, config, config.batch_size, config.seed, shard, workers, pinned)

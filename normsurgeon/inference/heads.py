@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -59,3 +60,22 @@ def reset_head_(model: nn.Module, classes: int) -> None:
     if origin.source is not None and origin.source.kind != "callable":
         kwargs = {**origin.source.kwargs, "num_classes": classes}
         attach_origin(model, replace(origin, source=replace(origin.source, kwargs=kwargs)))
+
+
+def name_classes_(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Note what the outputs of a classifier stand for, in place, so that its checkpoint says it; None: not known.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> name_classes_(model, ["cat", "dog"])
+    >>> model.pretrained_cfg["label_names"]
+    ['cat', 'dog']
+    """
+    given = getattr(model, "pretrained_cfg", None) or {}
+    given = given if isinstance(given, Mapping) else given.to_dict()
+    config = {key: value for key, value in given.items() if key not in ("label_names", "label_descriptions")}
+    if names is None and config == dict(given):
+        return
+    config |= {} if names is None else {"label_names": list(names)}
+    model.pretrained_cfg = config  # type: ignore[assignment]
+    plain = {key: value for key, value in config.items() if isinstance(value, (str, int, float, list, tuple))}
+    attach_origin(model, replace(origin_of(model), data=plain))

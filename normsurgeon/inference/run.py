@@ -114,13 +114,27 @@ def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     return torch.device("cpu"), None
 
 
+def device_called(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    :raises UsageError: a name of none, or the meta device, on which nothing is computed.
+
+    >>> device_called("cpu")
+    device(type='cpu')
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {device!r}; try cpu, cuda, cuda:1 or mps") from error
+    if found.type == "meta":
+        raise UsageError("nothing can be computed on the meta device; try cpu, cuda, cuda:1 or mps")
+    return found
+
+
 @contextmanager
 def placed(model: nn.Module, device: str | torch.device | None) -> Iterator[None]:
     """A model on another device for a while."""
-    try:
-        device = None if device is None else torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {device!r}; try cpu, cuda, cuda:1 or mps") from error
+    device = None if device is None else device_called(device)
     homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     if any(home.type == "meta" for home in homes):
         raise UsageError(f"{name_of(model)} has no weights (it is on the meta device); try loading some")

@@ -51,12 +51,17 @@ def weights_in(path: Path) -> Path:
         )
     if (path / "zero_to_fp32.py").is_file():
         raise CheckpointError(f"{path} is a folder of DeepSpeed; try: the zero_to_fp32.py in it, and what that writes")
-    raise CheckpointError(f"{path} is a folder, and a file of weights was expected")
+    inside = [entry.name for entry in _listed(path) if entry.suffix in (".safetensors", ".pt", ".pth", ".bin", ".ckpt")]
+    hint = f"; try: {path / inside[0]}" if inside else ""
+    raise CheckpointError(f"{path} is a folder, and a file of weights was expected{hint}")
 
 
-def is_model_folder(path: Path) -> bool:
-    """Whether a folder holds a network as the Hugging Face hub does."""
-    return (path / "config.json").is_file() and any((path / name).is_file() for name in WEIGHTS)
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, by name; nothing where that cannot be seen."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def read_index(path: Path) -> list[Path]:

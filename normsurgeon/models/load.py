@@ -14,7 +14,6 @@ from torch import nn
 
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.models.described import described, shown_arguments
-from normsurgeon.models.foreign_files import is_model_folder
 from normsurgeon.models.origin import Origin, attach_origin, header_of, origin_of
 from normsurgeon.models.rebuilding import rebuild, rebuilt, source_in
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
@@ -73,11 +72,11 @@ def load(
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
-    """A path, by its type, its ending, its slashes, or by being there."""
+    """A path, by its type, its ending, its slashes, or by being there: a network's name goes before a folder's."""
     text = os.fspath(spec)
     if isinstance(spec, os.PathLike) or os.path.isfile(text):
         return True
-    if is_model_folder(Path(text)) and not timm.is_model(text):
+    if os.path.isdir(text) and text != "demo" and not timm.is_model(text):
         return True
     return ":" not in text and (text.endswith(_FILE_ENDINGS) or "/" in text or os.sep in text)
 
