@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,8 +49,21 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on standar
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")]
 
 
+_COLUMNS = 80
+"""Of a terminal, below which the names of options would be cut off in the columns of the help."""
+
+
 class Command(TyperCommand):
-    """A command that also understands ``--json FILE.json`` where it has ``--json-file``."""
+    """A command whose help is in plain lines on a narrow terminal.
+
+    It also understands ``--json FILE.json`` where it has ``--json-file``.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """In columns where they fit."""
+        if shutil.get_terminal_size().columns < _COLUMNS:
+            self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options with an optional value are not click's: the one there is becomes two."""

@@ -13,8 +13,8 @@ from normsurgeon.surgery.plan_schema import PlanSchema
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 ModelSide = Annotated[int, Field(ge=1, le=512)]
-"""Of the images that a model is built for. Some take long to make for large ones, on the meta device, too, before a file's
-tensors can be compared: maxvit_base_tf_512 takes 1 s of computing at 512, and 6 s at 2048."""
+"""Of the images that a model is built for. Some take long to make for large ones, on the meta device, too, before a
+file's tensors can be compared: maxvit_base_tf_512 takes 1 s of computing at 512, and 6 s at 2048."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
