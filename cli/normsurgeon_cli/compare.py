@@ -57,6 +57,7 @@ def compare(
     way = check_way(labels)
     made = network.load()
     import normsurgeon as ns
+    from normsurgeon.render.terminal import print_document
 
     with progress("comparing") as on_progress:
         found = ns.compare(
@@ -79,7 +80,7 @@ def compare(
     if json:
         print_json(found.to_dict())
         return
-    out().print(found)
+    print_document(found.document(), out())
     best = found.conversions[0].target.partition(",")[0]
     target, _, number = best.partition(":")
     more = f" --groups {number}" if number else ""

@@ -179,7 +179,8 @@ def convert(
     if not dry_run:
         followed = calibrate is not None or reconstruct is not None  # the original is then needed afterwards
         with status("converting …"):
-            probed = _images(probe, made) if probe is not None else None
+            looked_at = probe or data  # what a budget was kept on says more than synthetic images
+            probed = _images(looked_at, made) if looked_at is not None else None
             carry_out = ns.convert if followed else ns.convert_
             result = carry_out(made, plan, check=check, verdict=not random_init, probe=probed)
         plan = result.plan or plan
@@ -224,7 +225,9 @@ def convert(
         )
         return
     if curve is not None:
-        out().print(curve)
+        from normsurgeon.render.terminal import print_document
+
+        print_document(curve.document(), out())
     _show(plan, each_site=dry_run)
     for name, proof in proofs.items():
         if proof is not None:

@@ -15,7 +15,7 @@ from normsurgeon.data.label_ways import Labels, check_way
 from normsurgeon.data.labels import Head
 from normsurgeon.data.sources import ImageSource, open_source, with_labels
 from normsurgeon.data.transforms import DataConfig
-from normsurgeon.distributed import ALONE, Shard
+from normsurgeon.distributed import ALONE, Shard, gather
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.run import head_classes
 
@@ -98,6 +98,12 @@ def open_views(
         f"{type(data).__name__} of batches",
         repeatable=not once,
     )
+
+
+def no_images(views: Views) -> DataError:
+    """What all processes raise where none found an image: what one of them found wrong with its own, if anything."""
+    known = [failure for failure in gather(views.failure()) if failure is not None]
+    return known[0] if known else DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
 
 
 def configs_of(models: Sequence[nn.Module]) -> list[DataConfig]:

@@ -12,11 +12,11 @@ from normsurgeon.distributed import gather
 from normsurgeon.errors import UsageError
 from normsurgeon.inference import moments
 from normsurgeon.inference.hooks import listening
-from normsurgeon.inference.views import Views
+from normsurgeon.inference.views import Views, no_images
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.layers import per_channel
-from normsurgeon.recovery.observing import Site, no_images, observe, run
+from normsurgeon.recovery.observing import Site, observe, run
 from normsurgeon.recovery.pairs import NormPair, norm_output
 
 END = ""

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from normsurgeon.calls import Call, on, outputs_of
 from normsurgeon.distributed import gather
-from normsurgeon.errors import DataError
 from normsurgeon.inference import moments
 from normsurgeon.inference.hooks import listening
 from normsurgeon.inference.run import home_of
-from normsurgeon.inference.views import Views
 from normsurgeon.norms.affine import Moments
 from normsurgeon.surgery.probing import FeatureProbe
 
@@ -116,12 +114,6 @@ def _thinned(sites: Sequence[Site], stride: int, images: int) -> int:
         for site in sites:
             site.means = [pair for pair in site.means if pair[0] % stride == 0]
     return stride
-
-
-def no_images(views: Views) -> DataError:
-    """What all processes raise where none found an image: what one of them found wrong with its own, if anything."""
-    known = [failure for failure in gather(views.failure()) if failure is not None]
-    return known[0] if known else DataError(f"there are no images in {views.name}; are the batches a used-up iterator?")
 
 
 def run(model: nn.Module, images: Tensor | Call) -> Any:

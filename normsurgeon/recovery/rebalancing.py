@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from normsurgeon.inference.views import Views
+from normsurgeon.inference.views import Views, no_images
 from normsurgeon.norms import batchnorm
 from normsurgeon.norms.affine import Affine, Moments
 from normsurgeon.norms.targets import Target, find_target
-from normsurgeon.recovery.observing import Site, no_images, observe
+from normsurgeon.recovery.observing import Site, observe
 from normsurgeon.recovery.pairs import NormPair
 from normsurgeon.surgery import whitening
 from normsurgeon.surgery.balancing import balance

@@ -132,12 +132,11 @@ class ComparedNorms(Presentable):
             Column("time", "number", "of a forward pass, over the original's"),
             Column("parameters", "number", "over the original's"),
             Column("sites", "text", "that got the norm, and others"),
-            Column("next", "text"),
         )
         rows = tuple(
             (
                 c.target, c.kept, c.kl, c.kl_stderr, c.lost, c.lost_stderr, c.error, c.error_stderr, c.norm_error,
-                c.time, c.parameters, _sites(c), c.advice,
+                c.time, c.parameters, _sites(c),
             )
             for c in self.conversions
         )  # fmt: skip
@@ -204,6 +203,8 @@ def compare(
         raise UsageError("there is nothing to compare: give at least one target, such as gn")
     batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels) if data is not None else None
     inputs = list(batches.labelled()) if batches is not None else []
+    if inputs and example_inputs is None:
+        example_inputs = inputs[0][0][:1]
     found = []
     with placed(model, device), eval_mode(model):
         answers = [_answers(model, x, labels) for x, labels in inputs]

@@ -169,7 +169,8 @@ def swap_sensitivity(
     EfficientNet-Lite0 that takes a third of the time of full passes, with the same answer up to rounding.
 
     data         a data spec, an ImageSource, or batches; labels are ignored
-    to, groups, eps, set, example_inputs  as in ``normsurgeon.plan``; ``to`` may be ``gn:8``, too
+    to, groups, eps, set, example_inputs  as in ``normsurgeon.plan``; ``to`` may be ``gn:8``, too; the example is by
+                 default an image of the data
     all_but_one  whether to measure ``left_out``, too; doubles the time
     harmless     a site is measured no further once its damage is below this with three standard errors; 0: never
     resume       a file that is written after each batch; a run with the same network, images and settings goes on
@@ -189,8 +190,14 @@ def swap_sensitivity(
     if not harmless >= 0:
         raise UsageError(f"harmless={harmless} must not be negative")
     request = parse_target(to, Request(None))
+    batches = SweptBatches.open(model, data, batch_size, max_images, workers)
     made = plan(
-        model, str(request.target), groups=request.groups or groups, eps=eps, set=set, example_inputs=example_inputs
+        model,
+        str(request.target),
+        groups=request.groups or groups,
+        eps=eps,
+        set=set,
+        example_inputs=batches.example() if example_inputs is None else example_inputs,
     )
     with placed(model, device), eval_mode(model):
         board = Switchable(model, [made])
@@ -203,7 +210,6 @@ def swap_sensitivity(
         ones = Sweep(board, {}, {Change(site, option): sums.ones[site] for site, option in chosen.items()}, harmless)
         others = Sweep(board, chosen, {Change(site, None): sums.others[site] for site in chosen})
         sweeps = [ones, others] if all_but_one else [ones]
-        batches = SweptBatches.open(model, data, batch_size, max_images, workers)
         count = counter("swapping", batches.steps(len(chosen) * len(sweeps)), on_progress)
         for inputs in batches:
             if file.skips(inputs):

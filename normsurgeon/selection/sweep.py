@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from normsurgeon.calls import Call, on, outputs_of
 from normsurgeon.data.label_ways import Labels
+from normsurgeon.errors import UsageError
 from normsurgeon.inference.run import home_of
-from normsurgeon.inference.views import Data, Views, open_views
+from normsurgeon.inference.views import Data, Views, no_images, open_views
 from normsurgeon.selection.damage import Answers, Damage, damages
 from normsurgeon.selection.replay import NotRepeatableError, replaying
 from normsurgeon.selection.switching import Option, Switchable
@@ -161,10 +162,24 @@ class SweptBatches:
         :raises DataError: no images.
         """
         views = open_views(data, [model], batch_size, max_images, workers, classifiers=False, labels=labels)
+        if not views.repeatable:
+            raise UsageError(
+                "the batches are an iterator, which can be passed over only once; try a list, or a DataLoader"
+            )
         return cls(views, batch_size)
 
     def __iter__(self) -> Iterator[Tensor | Call]:
         return (images[0] for images, _ in self.views)
+
+    def example(self) -> Tensor | Call:
+        """One image, as the model takes it: what a plan needs to know of the size of its maps.
+
+        :raises DataError: no images.
+        """
+        for images, _ in self.views:
+            if len(images[0]):
+                return images[0][:1]
+        raise no_images(self.views)
 
     def labelled(self) -> Iterator[tuple[Tensor | Call, Tensor | None]]:
         """The inputs with their labels, where there are any."""

@@ -229,10 +229,11 @@ def trade_off(
     [0, 8, 15]
     """
     budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(budget)
-    plans = _plans(model, to, among, must, keep, groups, eps, example_inputs, name)
+    batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels)
+    example = batches.example() if example_inputs is None else example_inputs
+    plans = _plans(model, to, among, must, keep, groups, eps, example, name)
     with placed(model, device), eval_mode(model):
         board = Switchable(model, plans)
-        batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels)
         inputs = list(batches.labelled())
         images = sum(len(x) for x, _ in inputs)
         if images < LEAST_IMAGES or len(inputs) < 2:
