@@ -372,8 +372,7 @@ class _Runs:
 
 def _point(k: int, damage: Damage, family: Family) -> TradePoint:
     spent = {
-        measure: Budget(measure, 1.0).spent(damage)
-        for measure in (("kl", "top1") if damage.classes else ("error",))
+        measure: Budget(measure, 1.0).spent(damage) for measure in (("kl", "top1") if damage.classes else ("error",))
     }
     return TradePoint(
         converted=k,
