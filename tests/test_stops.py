@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from normsurgeon.study.store import read_store
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds in which a stopped process has to be gone on a busy machine."""
 
 GRID = """\
@@ -74,13 +75,14 @@ class Job:
 
 JOBS = {
     "inspect": Job("inspect test_resnet"),
-    "evaluate": Job("evaluate test_resnet --random-init --data digits --labels none --max-images 64"),
-    "predict": Job("predict test_resnet image.png --random-init"),
+    "evaluate": Job("evaluate test_resnet --random-init --data images --labels none"),
+    "predict": Job("predict test_resnet images --random-init"),
     "convert": Job("convert given.safetensors --to gn -o net.safetensors --force"),
     "convert-pt": Job("convert given.safetensors --to ln -o net.pt --force", lambda folder: None),
     "calibrate": Job("convert given.safetensors --to gn --calibrate digits --max-images 64 -o net.safetensors --force"),
-    "reconstruct": Job("convert given.safetensors --to gn --reconstruct digits --max-images 64 --steps 4 -o n.pt --force",
-                       lambda folder: None),
+    "reconstruct": Job(
+        "convert given.safetensors --to gn --reconstruct digits --max-images 16 --steps 2 -o net.safetensors --force"
+    ),
     "sensitivity": Job(
         "analyze given.safetensors --data digits --labels none --batch-size 4 --max-images 12 --sensitivity-images 4 "
         "--force --csv layers.csv --html report.html --json-file report.json", report
@@ -90,7 +92,7 @@ JOBS = {
         "--only sensitivity --methods taylor,noise --sweep --force --html report.html --json-file report.json", report
     ),
     "finetune": Job(
-        "finetune given.safetensors --to gn --num-classes 10 --data digits --val digits --steps 40 --batch-size 8 "
+        "finetune given.safetensors --to gn --num-classes 2 --data images --val images --steps 20 --batch-size 4 "
         "--checkpoint-minutes 0 --mixup 0.4 --drop 0.3 --ema 0.9 -o run --resume", fine_tuned
     ),
     "study": Job("study tiny.yaml -o study --jobs 2", studied),
@@ -103,7 +105,10 @@ def prepared(folder: Path) -> Path:
     """A folder with what the commands read."""
     (folder / "tmp").mkdir(parents=True)
     (folder / "tiny.yaml").write_text(GRID)
-    Image.new("RGB", (20, 20), (200, 30, 30)).save(folder / "image.png")
+    for number in range(8):
+        place = folder / "images" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (200, 30 * number, 30)).save(place / f"{number}.png")
     given = folder.parent / "given.safetensors"
     if not given.exists():
         import normsurgeon as ns
@@ -125,6 +130,7 @@ def started(job: Job, folder: Path) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=err,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )
 
 
@@ -177,6 +183,12 @@ def parts_in(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*.part")]
 
 
+@functools.cache
+def baseline(name: str, folder: Path) -> tuple[set[str], object, float]:
+    """What a job comes to where nobody stops it."""
+    return finished(JOBS[name], prepared(folder / "whole"))
+
+
 def finished(job: Job, folder: Path) -> tuple[set[str], object, float]:
     """The files of a run that is left alone, what they say, and how long it took."""
     began = time.monotonic()
@@ -188,7 +200,7 @@ def finished(job: Job, folder: Path) -> tuple[set[str], object, float]:
 
 
 def stopped(job: Job, folder: Path, number: signal.Signals, delay: float) -> str:
-    """Start a job, send the signal ``delay`` seconds after it can be caught, and check what is left. What it came to."""
+    """Send a job the signal ``delay`` seconds after it can be caught, and check what is left; what came of it."""
     process = started(job, folder)
     while process.poll() is None and not is_ready(process):
         time.sleep(0.001)
@@ -215,7 +227,7 @@ def stopped(job: Job, folder: Path, number: signal.Signals, delay: float) -> str
 def storm(folder: Path, name: str, signals: list[signal.Signals], moments: random.Random) -> Counter[str]:
     """Stop a job again and again, let it go on to its end, and compare with one that was left alone."""
     job, counts = JOBS[name], Counter[str]()
-    files, result, seconds = finished(job, prepared(folder / "whole"))
+    files, result, seconds = baseline(name, folder.parent)
     place = prepared(folder / "stopped")
     for left, number in zip(range(len(signals) - 1, -1, -1), signals, strict=True):
         before = parts_in(place)
@@ -235,7 +247,7 @@ def storm(folder: Path, name: str, signals: list[signal.Signals], moments: rando
 @pytest.mark.system
 @pytest.mark.parametrize("name", ["convert", "sensitivity", "finetune", "study"])
 def test_a_command_that_is_stopped_leaves_nothing_half_and_goes_on(tmp_path, name):
-    counts = storm(tmp_path, name, NUMBERS, random.Random(name))
+    counts = storm(tmp_path / name, name, NUMBERS, random.Random(name))
     assert counts.total() == 3
 
 
@@ -244,15 +256,16 @@ def test_a_command_that_is_stopped_leaves_nothing_half_and_goes_on(tmp_path, nam
 def test_two_hundred_signals_at_random_moments_over_all_commands(tmp_path, name):
     moments = random.Random(name)
     count = 8 if name == "demo" else 16
-    assert storm(tmp_path, name, moments.choices(NUMBERS, k=count), moments).total() == count
+    assert storm(tmp_path / name, name, moments.choices(NUMBERS, k=count), moments).total() == count
 
 
 if __name__ == "__main__":  # counts instead of dots
-    where, *names = sys.argv[1:]
-    for each in names or JOBS:
-        generator = random.Random(each)
-        drawn = generator.choices(NUMBERS, k=8 if each == "demo" else 16)
-        try:
-            print(each, dict(storm(Path(where) / each, each, drawn, generator)), flush=True)
-        except AssertionError as error:
-            print(each, [number.name for number in drawn], "FAILED", error, flush=True)
+    where, rounds, *names = sys.argv[1:]
+    generator = random.Random(rounds)
+    for number in range(int(rounds)):
+        for each in names or JOBS:
+            drawn = generator.choices(NUMBERS, k=8)
+            try:
+                print(each, dict(storm(Path(where) / each / str(number), each, drawn, generator)), flush=True)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                print(each, [signal.name for signal in drawn], "FAILED", error, flush=True)

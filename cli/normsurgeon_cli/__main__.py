@@ -7,15 +7,16 @@ from normsurgeon_cli import stops
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, and leave with its exit code."""
     stops.end_at_signals()
+    from normsurgeon_cli import streams
+
+    streams.make_patient()
     from normsurgeon_cli.app import main as run
 
-    try:
-        run()
-    except SystemExit as end:
-        stops.done(end.code if isinstance(end.code, int) else 0 if end.code is None else 1)
-        raise
+    code = run()
+    stops.done(code)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

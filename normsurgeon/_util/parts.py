@@ -17,6 +17,7 @@ except ImportError:  # Windows, where what was left by others stays
 ENDING = ".part"
 
 _own: set[Path] = set()
+_written: set[Path] = set()
 
 
 @contextmanager
@@ -31,11 +32,19 @@ def part_of(path: Path) -> Iterator[Path]:
             if handle is not None:
                 break
     try:
-        yield folder / path.name
+        part = folder / path.name
+        yield part
+        if not part.exists():  # it was renamed
+            _written.add(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _own.discard(folder)
         unlock(handle)
+
+
+def something_was_written() -> bool:
+    """Whether this process has put a whole file where it belongs."""
+    return bool(_written)
 
 
 def remove_own_parts() -> None:

@@ -70,8 +70,9 @@ def _caught(handle: Callable[[str], None]) -> Iterator[Callable[[], None]]:
 
     if threading.current_thread() is threading.main_thread():
         for each in (signal.Signals[name] for name in STOPPED):
-            before[each] = signal.getsignal(each)
-            signal.signal(each, lambda number, frame: handle(signal.Signals(number).name))
+            if signal.getsignal(each) is signal.SIG_IGN:  # a job in the background, which Ctrl-C does not mean
+                continue
+            before[each] = signal.signal(each, lambda number, frame: handle(signal.Signals(number).name))
     try:
         yield put_back
     finally:

@@ -124,7 +124,8 @@ def analyze(
         if not is_main_process():
             return from_main_process(None)
         unfinished = f"after {look.images} of {views.total or 'some'} images" if stop else ""
-        sensitivity, points = None, ()
+        sensitivity: tuple[Sensitivity, ...] | None = None
+        points: tuple[SweepPoint, ...] = ()
         if "sensitivity" in parts and not stop:
             sensitivity, points = _sensitivity(
                 model, look.first_images, layers, chosen, methods, sweep, seed, on_progress, stop
