@@ -22,7 +22,8 @@ class Lines:
     def __init__(self, stage: str, show: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
         self.now, self.show = now, show
         self.began = now()
-        self.stage, self.done, self.total, self.figures = stage, 0.0, None, ""
+        self.stage, self.done, self.figures = stage, 0.0, ""
+        self.total: float | None = None
         self.first: dict[str, tuple[float, float]] = {}  # of each stage: when it was first heard of, and how far it was
         self._last = self.began
         self._over = threading.Event()

@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM end the program at once, wherever it is: one line, exit code 130 or 143, no half-written file.
 
-An exception would not do: compiled code that calls Python, as importing torch does, swallows some, and imports that are
-torn in two print tracebacks. Work that can save what it has (fine-tuning, an analysis, a study) catches the signals itself
-for as long as it can. Nothing heavy is imported here, so that this is in place first.
+An exception would not do: compiled code that calls Python swallows some, as importing torch does, and imports that are
+torn in two print tracebacks. Work that can save what it has (fine-tuning, an analysis, a study) catches the signals
+itself meanwhile. Nothing heavy is imported here, so that this is in place first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _end(number: int, frame: object) -> None:
                 continue
         if not _state["silent"]:
             bar = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""  # a bar hides the cursor
-            try:
+            try:  # noqa: SIM105 (contextlib is not imported yet)
                 os.write(2, (bar + LINE).encode())
             except OSError:
                 pass

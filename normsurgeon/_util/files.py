@@ -17,8 +17,8 @@ from normsurgeon.errors import WriteError
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file in the same folder, flush it to disk, and rename it into place.
 
-    Whatever happens, ``path`` holds either what it held or all of the new file. What a killed process left of an earlier
-    attempt is removed.
+    Whatever happens, ``path`` holds either what it held or all of the new file.
+    What killed processes have left of it is removed.
 
     :raises WriteError: if the folder is missing or not writable, or the disk is full.
     """

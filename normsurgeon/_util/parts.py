@@ -1,5 +1,8 @@
-"""Files that are being written, each in a folder of its own: libraries may put more there. What a killed process left of them can be told from what another one writes: by a lock,
-which the system releases when a process ends, however it ends."""
+"""Files that are being written, each in a folder of its own: libraries may put more there than the file.
+
+What a killed process has left can be told from what another one is writing: by a lock, which the system releases when a
+process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _written: set[Path] = set()
 
 @contextmanager
 def part_of(path: Path) -> Iterator[Path]:
-    """A place for a file to be written at and renamed from, on the disk of ``path``; removed at the end with all else."""
+    """Where to write a file that is then renamed to ``path``; what is still there at the end is removed."""
     while True:
         folder = path.with_name(f".{path.name}.{os.urandom(4).hex()}{ENDING}")
         _own.add(folder)  # before it is there: a signal may end the process at any moment
