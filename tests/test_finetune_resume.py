@@ -227,6 +227,25 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
         job(tmp_path, steps=2)
 
 
+def test_two_runs_in_one_folder_are_kept_apart(tmp_path):
+    def second(row):
+        with pytest.raises(
+            UsageError, match=rf"^another run writes {tmp_path}; wait for it, or choose another folder$"
+        ):
+            job(tmp_path, steps=2, resume=True)
+
+    job(tmp_path, steps=2, on_progress=second)
+    assert "run.lock" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_resumed_run_clears_what_a_killed_one_left_half_written(tmp_path):
+    job(tmp_path, steps=2)
+    (tmp_path / ".state.pt.0a1b.part").mkdir()
+    (tmp_path / ".best.safetensors.xyz.part").write_bytes(b"half")
+    job(tmp_path, steps=2, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", *FILES}
+
+
 def test_a_resume_with_changed_settings_says_which(tmp_path):
     job(tmp_path, steps=2)
     with pytest.raises(

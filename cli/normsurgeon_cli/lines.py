@@ -51,11 +51,11 @@ class Lines:
             return f"{stage.removesuffix(' …')} … ({passed})"
         since, before = self.first[stage]
         said = f"{stage}: {int(self.done):,}" + (f" of {int(self.total):,}" if self.total is not None else "")
-        left = f"({passed})"
+        left = f" ({passed})"
         if self.total is not None and self.done > before:
             each = (self._last - since) / (self.done - before)
-            left = f"about {duration(max(0.0, (self.total - self.done) * each - (now - self._last)))} left"
-        return ", ".join(part for part in (said, left, self.figures) if part)
+            left = f", about {duration(max(0.0, (self.total - self.done) * each - (now - self._last)))} left"
+        return f"{said}{left}{self.figures and ', '}{self.figures}"
 
     def __enter__(self) -> Lines:
         self._thread.start()

@@ -60,9 +60,10 @@ def remove_stale_parts(folder: Path, name: str = "") -> None:
     """Remove what processes that are gone have left in a folder; only of the file ``name``, if it is given."""
     if fcntl is None:
         return
+    begin = f".{name}." if name else "."
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(f".{name}.") and entry.name.endswith(ENDING):
+            if entry.name.startswith(begin) and entry.name.endswith(ENDING):
                 with suppress(OSError):
                     _remove_unless_held(entry.path)
 

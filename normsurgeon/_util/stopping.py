@@ -14,6 +14,7 @@ class Interrupted(KeyboardInterrupt):
     """A KeyboardInterrupt that knows its signal: SIGTERM is one, too."""
 
     def __init__(self, name: str | None) -> None:
+        super().__init__(name or "")
         self.signal = name
         self.exit_code = STOPPED.get(name or "", 130)
 
