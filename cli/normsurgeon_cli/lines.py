@@ -73,11 +73,12 @@ class Lines:
 def duration(seconds: float) -> str:
     """Rounded as an estimate deserves.
 
-    >>> duration(3.4), duration(100), duration(5000), duration(100_000)
-    ('3 s', '2 minutes', '83 minutes', '27.8 hours')
+    >>> duration(3.4), duration(60), duration(5000), duration(100_000)
+    ('3 s', '1 minute', '83 minutes', '27.8 hours')
     """
-    if seconds < 90:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
+        minutes = round(seconds / 60)
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
     return f"{seconds / 3600:.1f} hours"

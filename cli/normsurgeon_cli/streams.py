@@ -10,7 +10,6 @@ import errno
 import io
 import os
 import sys
-from typing import TextIO
 
 
 class _Patient(io.RawIOBase):
@@ -54,7 +53,7 @@ def make_patient() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
-        stream: TextIO | None = getattr(sys, name)
+        stream: io.TextIOWrapper | None = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
             continue
@@ -66,7 +65,7 @@ def make_patient() -> None:
             io.BufferedWriter(_streams[name]),
             encoding=stream.encoding,
             errors="backslashreplace",
-            line_buffering=True if name == "stderr" else stream.isatty(),
+            line_buffering=stream.line_buffering or stream.write_through,
         )
         setattr(sys, name, patient)
 

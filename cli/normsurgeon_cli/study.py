@@ -133,7 +133,7 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     console = out()
     console.print(f"{len(cells)} cells{skipped}; all: {same}", markup=False, soft_wrap=True)
     many = "process" if jobs == 1 else "processes"
-    console.print(f"about {duration(seconds)} in {jobs} {many} on this machine's CPU", soft_wrap=True)
+    console.print(f"about {duration(max(60, seconds))} in {jobs} {many} on this machine's CPU", soft_wrap=True)
 
 
 @contextmanager
