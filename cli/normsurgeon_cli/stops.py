@@ -7,8 +7,8 @@ itself meanwhile. Nothing heavy is imported here, so that this is in place first
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # without the enumerations, which take as long as Python
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False  # typing's own takes milliseconds, in which a signal would give a traceback
