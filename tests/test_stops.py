@@ -205,7 +205,9 @@ def stopped(job: Job, folder: Path, number: signal.Signals, delay: float) -> str
     while process.poll() is None and not is_ready(process):
         time.sleep(0.001)
     time.sleep(delay)
-    send(process, number)
+    ended = process.poll() is not None
+    if not ended:
+        send(process, number)
     process.wait(PATIENCE)
     check_all_gone(process)
     errors = (folder / "tmp" / "stderr").read_text()
@@ -213,7 +215,7 @@ def stopped(job: Job, folder: Path, number: signal.Signals, delay: float) -> str
     assert "Exception ignored" not in errors, errors
     files_in(folder)
     if process.returncode == 0:
-        return "was done already"
+        return "came after the end" if ended else "came when all was done"
     if number == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL, errors
         return "killed"
@@ -235,7 +237,7 @@ def storm(folder: Path, name: str, signals: list[signal.Signals], moments: rando
         counts[f"{number.name} {outcome}"] += 1
         if number != signal.SIGKILL:
             assert set(parts_in(place)) <= set(before), "a part of a file is left"
-        if outcome == "was done already" and left:
+        if outcome.startswith("came") and left:
             shutil.rmtree(place)
             prepared(place)
     found, again, _ = finished(job, place)
