@@ -4,6 +4,7 @@ from ._util.progress import Progress as Progress
 from .analysis.analyze import analyze as analyze
 from .analysis.report import Report as Report
 from .data.transforms import DataConfig as DataConfig
+from .errors import AnalysisStopped as AnalysisStopped
 from .errors import CheckpointError as CheckpointError
 from .errors import ConversionError as ConversionError
 from .errors import DataError as DataError

@@ -11,18 +11,24 @@
     ├── WriteError                   a file that cannot be written
     ├── TracingError                 the model could not be followed
     ├── ConversionError              the surgery could not be done
+    ├── AnalysisStopped              a signal asked it to stop            (exit code 130, 143)
     ├── DataError                    no images, or none that can be read
     ├── ProcessError                 another of the processes that share the work failed
     └── TrainingError                a training run that diverged, or cannot go on
         ├── DivergedError            the loss ceased to be finite
-        └── TrainingStopped          a signal asked it to stop            (exit code 130)
+        └── TrainingStopped          a signal asked it to stop            (exit code 130, 143)
 
 Every message is one line: what went wrong, where, and what to try.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from normsurgeon.printable import one_short_line
+
+STOPPED = {"SIGINT": 130, "SIGTERM": 143}
+"""What a process that a signal stopped leaves with, as shells count: 128 and the signal's number."""
 
 
 class NormSurgeonError(Exception):
@@ -95,7 +101,20 @@ class DivergedError(TrainingError):
     """A training run whose loss ceased to be finite."""
 
 
+class AnalysisStopped(NormSurgeonError):
+    """An analysis that a signal asked to stop; ``report`` is the Report of what was done until then."""
+
+    def __init__(self, message: str, signal: str | None, report: Any) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.report = report
+        self.exit_code = STOPPED.get(signal or "", 130)
+
+
 class TrainingStopped(TrainingError):
     """A training run that a signal asked to stop; what it had done is saved where it has a folder."""
 
-    exit_code = 130
+    def __init__(self, message: str, signal: str | None = None) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.exit_code = STOPPED.get(signal or "", 130)

@@ -20,6 +20,12 @@ torch.set_num_threads(1 if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & os.envir
 IMAGENET_SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
 
 
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch) -> None:
+    """On a busy machine anything may take the seconds after which a command says how far it has come."""
+    monkeypatch.setattr("normsurgeon_cli.lines.QUIET", 3600.0)
+
+
 @pytest.fixture(scope="session")
 def imagenet_sample() -> Path:
     if not IMAGENET_SAMPLE.is_dir():

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import pytest
 import timm
@@ -14,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import normsurgeon as ns
-from normsurgeon.errors import DataError, UsageError
+from normsurgeon.errors import AnalysisStopped, DataError, UsageError
 
 STATISTICS = {
     "layer", "kind", "shape", "mean", "var", "min", "max", "abs_mean", "zero_fraction", "dead_channels", "skewness",
@@ -275,3 +280,100 @@ def test_a_network_that_was_trained_before_its_conversion_has_both_events_in_tha
     result = ns.convert(trained, to="ln", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
     report = ns.analyze(result, [images], only=["statistics"], layers=["conv1*"])
     assert [event["event"] for event in report.history] == ["finetune", "convert"]
+
+
+def stop_at(stage: str, done: int, name: str):
+    """A callback that sends the process a signal at a certain step."""
+
+    def watch(step) -> None:
+        if (step.stage, step.done) == (stage, done):
+            os.kill(os.getpid(), signal.Signals[name])
+
+    return watch
+
+
+NETWORK = timm.create_model("test_resnet").eval()
+BATCHES = [torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_stopped_among_the_images_an_analysis_gives_the_statistics_of_those_it_saw(name, code):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(AnalysisStopped, match=f"^stopped by {name} after 4 of some images$") as caught:
+        ns.analyze(NETWORK, BATCHES, device="cpu", on_progress=stop_at("reading layers", 4, name))
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert caught.value.exit_code == code
+    report = caught.value.report
+    alone = ns.analyze(NETWORK, BATCHES[:2], device="cpu", only=["statistics", "similarity"])
+    assert report.statistics == alone.statistics
+    assert report.similarity == alone.similarity
+    assert (report.sensitivity, report.provenance.images) == (None, 4)
+    assert "stopped after 4 of some images" in report.provenance.notes
+
+
+def test_stopped_in_the_sensitivity_an_analysis_gives_the_measures_that_are_done():
+    before = {key: value.clone() for key, value in NETWORK.state_dict().items()}
+    whole = ns.analyze(NETWORK, BATCHES, device="cpu", methods=["taylor", "noise", "fisher"])
+    with pytest.raises(
+        AnalysisStopped, match=r"^stopped by SIGTERM in the sensitivity, of which taylor is done$"
+    ) as caught:
+        ns.analyze(
+            NETWORK, BATCHES, device="cpu", methods=["taylor", "noise", "fisher"],
+            on_progress=stop_at("sensitivity: noise", 2, "SIGTERM"),
+        )  # fmt: skip
+    assert caught.value.report.sensitivity == whole.sensitivity[:1]
+    assert caught.value.report.statistics == whole.statistics
+    assert all(torch.equal(value, before[key]) for key, value in NETWORK.state_dict().items())
+
+
+def test_stopped_before_anything_is_done_an_analysis_is_interrupted():
+    with pytest.raises(KeyboardInterrupt, match=r"^SIGINT$"):
+        ns.analyze(
+            NETWORK, BATCHES, device="cpu", only=["sensitivity"], methods=["taylor"],
+            on_progress=stop_at("sensitivity: taylor", 2, "SIGINT"),
+        )  # fmt: skip
+
+
+def test_a_stopped_command_writes_what_was_done_and_says_so(run, folder, tmp_path, monkeypatch):
+    import normsurgeon_cli.analyze as command
+
+    real = command.progress
+
+    @contextmanager
+    def stopping(*arguments):
+        with real(*arguments) as show:
+            yield lambda step: (show(step), stop_at("sensitivity: fisher", 5, "SIGTERM")(step))
+
+    monkeypatch.setattr(command, "progress", stopping)
+    page, file = tmp_path / "r.html", tmp_path / "r.json"
+    done = run("test_resnet", "--random-init", "--data", str(folder), "--only", "sensitivity", "--methods",
+               "taylor,fisher", "--html", str(page), "--json-file", str(file))  # fmt: skip
+    assert done.exit_code == 143
+    assert done.stderr.splitlines() == [
+        f"wrote {page}",
+        f"wrote {file}",
+        "error: stopped by SIGTERM in the sensitivity, of which taylor is done; what was done is written",
+    ]
+    assert [each["method"] for each in json.loads(file.read_text())["sensitivity"]] == ["taylor"]
+    assert page.read_text().rstrip().endswith("</html>")
+
+
+PAGE = """\
+import sys, torch, normsurgeon as ns
+torch.manual_seed(0)
+net = ns.load("test_resnet", pretrained=False).eval()
+gn = ns.convert(net, to="gn", example_inputs=torch.zeros(2, 3, 32, 32), verdict=False)
+ns.analyze(gn, [torch.rand(6, 3, 32, 32)], baseline=net, sweep=True, device="cpu").save(sys.argv[1])
+"""
+
+
+@pytest.mark.system
+def test_a_page_is_the_same_from_run_to_run_apart_from_its_times(tmp_path):
+    pages = [tmp_path / "1.html", tmp_path / "2.html"]
+    for page in pages:  # whose sets of texts are in different orders
+        subprocess.run([sys.executable, "-c", PAGE, page], env={**os.environ, "PYTHONHASHSEED": page.stem}, check=True)
+    texts = [
+        re.sub(r"<dd>(\d{4}-\d\d-\d\dT[\d:+]+|[\d.]+ s)</dd>", "<dd>some time</dd>", page.read_text()) for page in pages
+    ]
+    assert texts[0].count("<dd>some time</dd>") == 2
+    assert texts[0] == texts[1]

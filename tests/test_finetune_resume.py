@@ -165,7 +165,7 @@ def test_a_signal_finishes_the_update_and_saves_and_says_how_to_go_on(tmp_path, 
         ns.finetune(
             converted(), ns_digits(64), output=tmp_path, steps=24, batch_size=16, on_progress=stop, device="cpu"
         )
-    assert caught.value.exit_code == 130
+    assert caught.value.exit_code == {"SIGINT": 130, "SIGTERM": 143}[name]
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     messages = []
     tuned = ns.finetune(
@@ -225,6 +225,25 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
         match=r"^\S+ holds a run already \(2 of 2 updates done\); go on with resume=True \(--resume\), or choose anoth",
     ):
         job(tmp_path, steps=2)
+
+
+def test_two_runs_in_one_folder_are_kept_apart(tmp_path):
+    def second(row):
+        with pytest.raises(
+            UsageError, match=rf"^another run writes {tmp_path}; wait for it, or choose another folder$"
+        ):
+            job(tmp_path, steps=2, resume=True)
+
+    job(tmp_path, steps=2, on_progress=second)
+    assert "run.lock" not in {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_resumed_run_clears_what_a_killed_one_left_half_written(tmp_path):
+    job(tmp_path, steps=2)
+    (tmp_path / ".state.pt.0a1b.part").mkdir()
+    (tmp_path / ".best.safetensors.xyz.part").write_bytes(b"half")
+    job(tmp_path, steps=2, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "history.json", *FILES}
 
 
 def test_a_resume_with_changed_settings_says_which(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import normsurgeon as ns
+from normsurgeon._util.parts import lock, part_of, remove_own_parts, remove_stale_parts, unlock
 from normsurgeon.errors import UsageError, WriteError
 
 ENDINGS = (".safetensors", ".pt")
@@ -122,3 +123,41 @@ def test_another_ending_is_refused_before_anything_is_written(resnet, tmp_path) 
     ):
         ns.save(resnet, tmp_path / "net.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_one_writes_is_not(resnet, tmp_path) -> None:
+    path = tmp_path / "net.safetensors"
+    stale, older, other = (
+        tmp_path / f".{name}.part" for name in ("net.safetensors.1a", "net.safetensors.2b", "a.pt.3c")
+    )
+    stale.mkdir()
+    (stale / ".tmpAbCdEf").write_bytes(b"half")
+    older.write_bytes(b"half of a file, as earlier versions left it")
+    other.mkdir()
+    with part_of(path) as part:  # of a writer that is at work
+        part.write_bytes(b"half")
+        ns.save(resnet, path)
+        assert part.exists()
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, other.name}
+    remove_stale_parts(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_part_is_removed_before_a_signal_ends_the_process(tmp_path) -> None:
+    with part_of(tmp_path / "net.pt") as part:
+        part.write_bytes(b"half")
+        remove_own_parts()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_held_by_one_until_it_is_released(tmp_path) -> None:
+    path = tmp_path / "run.lock"
+    handle = lock(path)
+    assert handle is not None
+    assert lock(path) is None
+    path.unlink()
+    unlock(handle)
+    again = lock(path)
+    assert again is not None
+    assert path.exists()
+    unlock(again)

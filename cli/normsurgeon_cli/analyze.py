@@ -12,7 +12,7 @@ import typer
 
 from normsurgeon.data.label_ways import check_way
 from normsurgeon.distributed import is_main_process
-from normsurgeon.errors import UsageError
+from normsurgeon.errors import AnalysisStopped, UsageError
 from normsurgeon_cli import options
 from normsurgeon_cli.console import out, print_json, print_message, progress
 from normsurgeon_cli.network import Network, load, takes_network
@@ -104,30 +104,37 @@ def analyze(
 
     if data is None:
         print_message("no --data given: looking at the demo photographs, a handful of images")
-    with progress() as on_progress:
-        report = ns.analyze(
-            made,
-            data or "demo",
-            baseline=reference,
-            labels=way,
-            **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
-            layers=layers or (),
-            sweep=sweep,
-            swap_to=swap_to,
-            batch_size=batch_size,
-            max_images=max_images,
-            sensitivity_images=sensitivity_images,
-            seed=seed,
-            device=options.device_or_default(device),
-            workers=workers,
-            example_inputs=options.example_inputs(input_shape),
-            on_progress=on_progress,
-            name=model,
-            baseline_name=baseline,
-            command=shlex.join(["normsurgeon", *sys.argv[1:]]),
-        )
+    stopped: AnalysisStopped | None = None
+    try:
+        with progress() as on_progress:
+            report = ns.analyze(
+                made,
+                data or "demo",
+                baseline=reference,
+                labels=way,
+                **{key: _split(text) for key, text in (("only", only), ("kinds", kinds), ("methods", methods)) if text},
+                layers=layers or (),
+                sweep=sweep,
+                swap_to=swap_to,
+                batch_size=batch_size,
+                max_images=max_images,
+                sensitivity_images=sensitivity_images,
+                seed=seed,
+                device=options.device_or_default(device),
+                workers=workers,
+                example_inputs=options.example_inputs(input_shape),
+                on_progress=on_progress,
+                name=model,
+                baseline_name=baseline,
+                command=shlex.join(["normsurgeon", *sys.argv[1:]]),
+            )
+    except AnalysisStopped as stop:
+        stopped, report = stop, stop.report
     for path, _ in files if is_main_process() else ():
         print_message(f"wrote {report.save(path)}")
+    if stopped is not None:
+        what = "what was done is written" if files else "--html FILE would have kept what was done"
+        raise AnalysisStopped(f"{stopped}; {what}", stopped.signal, report)
     if json:
         print_json(report.to_dict())
         return

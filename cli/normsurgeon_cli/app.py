@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 import typer
 
+from normsurgeon._util.parts import something_was_written
 from normsurgeon_cli import analyze, compare, convert, demo, evaluate, finetune, inspect, predict, study
 from normsurgeon_cli.boundary import guarded, set_debug
+from normsurgeon_cli.console import error_line, print_message
 from normsurgeon_cli.options import Command
+from normsurgeon_cli.streams import why_nothing_was_shown
 
 
 def _unwrapped(text: str | None) -> str:
@@ -65,10 +68,26 @@ for module in COMMANDS:
     )
 
 
-def main() -> None:
-    """Run the command line; ``--debug`` is taken wherever it stands."""
-    sys.path.append(os.getcwd())  # for package.module:callable; last, so that it shadows nothing installed
+def main() -> int:
+    """Run the command line, and return its exit code; ``--debug`` is taken wherever it stands."""
+    try:
+        sys.path.append(os.getcwd())  # for package.module:callable; last, so that it shadows nothing installed
+    except FileNotFoundError:  # torch's libraries do not load there
+        error_line("the current folder has been removed: change to one that is there")
+        return 1
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         set_debug(True)
-    app()
+    code = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    reason = why_nothing_was_shown()
+    if reason is None:
+        return code
+    if code == 0 and something_was_written():
+        print_message(f"the files are written; standard output could not be shown: {reason}")
+        return 0
+    error_line(f"cannot write to standard output: {reason}")
+    return code or 1

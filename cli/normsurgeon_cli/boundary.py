@@ -11,14 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
+from normsurgeon._util.parts import remove_own_parts
 from normsurgeon.distributed import error_is_shared, is_main_process
 from normsurgeon.errors import NormSurgeonError
+from normsurgeon_cli import stops
 from normsurgeon_cli.console import error_line
 
 _state = {"debug": bool(os.environ.get("NORMSURGEON_DEBUG"))}
 
-INTERRUPTED = 130
 _DEBUG = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+
+
+stops.before_the_end.append(remove_own_parts)
+if not is_main_process():
+    stops.say_nothing()
 
 
 def set_debug(on: bool) -> None:
@@ -39,9 +45,9 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             return result
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             error_line("interrupted: nothing half-written is left behind")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(getattr(error, "exit_code", 130)) from None
         except BrokenPipeError:
             # The reader of a pipe has gone (| head). Point stdout elsewhere, or Python complains at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.segment import Segment
-from rich.status import Status
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon.distributed import is_main_process
@@ -26,6 +25,7 @@ from normsurgeon.printable import printable
 from normsurgeon.render.document import Document, Section, Table
 from normsurgeon.render.formatting import DASH, percent
 from normsurgeon.render.terminal import print_document
+from normsurgeon_cli.lines import Lines
 
 if TYPE_CHECKING:
     from normsurgeon.inference.evaluate import Evaluation
@@ -103,12 +103,16 @@ def score_rows(reference: str, *scored: Evaluation) -> Iterator[tuple[str, ...]]
 
 @contextmanager
 def progress(first: str = "starting", figures: Callable[[Progress], str] = lambda step: "") -> Iterator[OnProgress]:
-    """A bar on standard error, at a terminal only: call what it yields after each step.
+    """A bar on standard error, or lines where that is no terminal: call what it yields after each step.
 
     first    what is done until then
     figures  what the bar also shows after a step
     """
     console = err()
+    if not console.is_terminal and is_main_process():
+        with Lines(first, print_message) as lines:
+            yield lambda step: lines.update(step.stage, step.done, step.total, figures(step))
+        return
     bar = Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -117,7 +121,7 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal or not is_main_process(),
+        disable=not is_main_process(),
     )
     with bar:
         task = bar.add_task(first, total=None, figures="")
@@ -128,6 +132,7 @@ def progress(first: str = "starting", figures: Callable[[Progress], str] = lambd
         yield show
 
 
-def status(description: str) -> Status:
-    """A spinner on standard error, at a terminal only."""
-    return err().status(description)
+def status(description: str) -> AbstractContextManager[object]:
+    """A spinner on standard error, or lines where that is no terminal."""
+    console = err()
+    return console.status(description) if console.is_terminal else Lines(description, print_message)

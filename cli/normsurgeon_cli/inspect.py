@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from normsurgeon_cli import options
-from normsurgeon_cli.console import out, print_json, print_message, print_table
+from normsurgeon_cli.console import out, print_json, print_message, print_table, status
 from normsurgeon_cli.network import Network, takes_network
 
 EXAMPLES = ("normsurgeon inspect resnet50", "normsurgeon inspect torchvision:mobilenet_v2 --json")
@@ -30,7 +30,9 @@ def inspect(
 
     example = options.example_inputs(input_shape)
     model = network.model
-    inventory = ns.inspect(network.load(random_init=network.weights is None), name=model, example_inputs=example)
+    made = network.load(random_init=network.weights is None)
+    with status(f"following {model} …"):
+        inventory = ns.inspect(made, name=model, example_inputs=example)
     if json:
         print_json(inventory.to_dict())
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon.render.document import Column, Table
 from normsurgeon_cli import options
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
+from normsurgeon_cli.lines import Lines, duration
 
 if TYPE_CHECKING:
     from normsurgeon._util.progress import Progress
@@ -132,24 +133,13 @@ def _dry_run(grid: Grid, jobs: int | None, json: bool) -> None:
     console = out()
     console.print(f"{len(cells)} cells{skipped}; all: {same}", markup=False, soft_wrap=True)
     many = "process" if jobs == 1 else "processes"
-    console.print(f"about {_duration(seconds)} in {jobs} {many} on this machine's CPU", soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    """Rounded as the estimate deserves.
-
-    >>> _duration(45), _duration(100), _duration(5000)
-    ('1 minute', '2 minutes', '1.4 hours')
-    """
-    if seconds < 90 * 60:
-        minutes = max(1, round(seconds / 60))
-        return f"{minutes} minute{'' if minutes == 1 else 's'}"
-    return f"{seconds / 3600:.1f} hours"
+    console.print(f"about {duration(max(60, seconds))} in {jobs} {many} on this machine's CPU", soft_wrap=True)
 
 
 @contextmanager
 def _view(grid: Grid) -> Iterator[Any]:
-    """At a terminal a bar for the study and one for each running cell; elsewhere a line for each that is done."""
+    """At a terminal a bar for the study and one for each running cell; elsewhere a line for each that is done, and how
+    far the study has come."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
@@ -176,13 +166,20 @@ def _view(grid: Grid) -> Iterator[Any]:
     def name(cell: Any) -> str:
         return " · ".join(f"{axis.replace('_', ' ')} {cell.label(axis)}" for axis in varying) or cell.norm
 
-    with bar:
+    shares: dict[Any, float] = {}
+    lines = Lines(grid.name, on_message)
+
+    with bar, nullcontext() if live else lines:
         whole = bar.add_task(grid.name, total=len(cells))
 
         def on_progress(step: Progress) -> None:
             cell, outcome = step.details["cell"], step.details["outcome"]
             label = f"{step.stage}: {name(cell)}" if step.stage == "pretraining" else name(cell)
             bar.update(whole, completed=step.done)
+            shares[cell] = step.details["share"]
+            if outcome is not None:
+                del shares[cell]
+            lines.update(f"{grid.name}, {step.stage}", step.done + sum(shares.values()), step.total)
             if outcome is None:
                 if cell not in tasks:
                     tasks[cell] = bar.add_task(label, total=100)

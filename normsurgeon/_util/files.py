@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from normsurgeon._util.parts import part_of, remove_stale_parts
 from normsurgeon.errors import WriteError
 
 
@@ -18,30 +18,24 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     """Let ``write`` fill a temporary file in the same folder, flush it to disk, and rename it into place.
 
     Whatever happens, ``path`` holds either what it held or all of the new file.
+    What killed processes have left of it is removed.
 
     :raises WriteError: if the folder is missing or not writable, or the disk is full.
     """
     path = Path(path)
     check_writable(path)
-    temporary: Path | None = None
+    remove_stale_parts(path.parent, path.name)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-        temporary = None
+        with part_of(path) as part:
+            write(part)
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            part.chmod(0o666 & ~umask)  # some libraries write files that only their owner can read
+            os.replace(part, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise WriteError(f"cannot write {path}: {_reason(error)}; nothing was written") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon._util.stopping import Interrupted, Stop, interrupted_by_signals, stopped_by_signals
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.comparison import rewritten_layers
@@ -27,11 +28,11 @@ from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_meth
 from normsurgeon.analysis.streaming import Pass
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
-from normsurgeon.errors import UsageError
+from normsurgeon.errors import AnalysisStopped, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
-from normsurgeon.selection.swap_sensitivity import swap_sensitivity
+from normsurgeon.selection.swap_sensitivity import SwapSensitivity, swap_sensitivity
 from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__
@@ -97,6 +98,7 @@ def analyze(
     :raises UsageError: an unknown part, kind or method, or no image for sensitivity.
     :raises DataError: no images, one that is not finite, or labels that the head cannot have.
     :raises ProcessError: another of several processes failed.
+    :raises AnalysisStopped: SIGINT or SIGTERM stopped it; its ``report`` has what was done, if anything was.
 
     >>> import timm
     >>> net = timm.create_model("test_resnet").eval()
@@ -123,19 +125,37 @@ def analyze(
         look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 1)
         shard = own_shard() if look.shared else ALONE
         views = open_views(data, models, batch_size, max_images, workers, False, shard, True, labels)
-        look.run(model, baseline, views, on_progress)
+        stop = stack.enter_context(stopped_by_signals()) if own_shard().world == 1 else Stop()
+        look.run(model, baseline, views, on_progress, stop)
         if not is_main_process():
             return from_main_process(None)
-        sensitivity, points = _sensitivity(
-            model, look.first_images, layers, chosen, methods, sweep, seed, parts, on_progress
-        )
-        swap = None
-        if "swap" in parts:
-            most = MAX_SWAP_IMAGES if max_images is None else max_images
-            swap = swap_sensitivity(
-                model, data, to=swap_to, batch_size=batch_size, max_images=most, workers=workers,
-                example_inputs=example_inputs, on_progress=on_progress,
-            )  # fmt: skip
+        unfinished = f"after {look.images} of {views.total or 'some'} images" if stop else ""
+        sensitivity: tuple[Sensitivity, ...] | None = None
+        points: tuple[SweepPoint, ...] = ()
+        if "sensitivity" in parts and not stop:
+            sensitivity, points = _sensitivity(
+                model, look.first_images, layers, chosen, methods, sweep, seed, on_progress, stop
+            )
+            names = ", ".join(each.method for each in sensitivity or ()) or "nothing"
+            unfinished = f"in the sensitivity, of which {names} is done" if stop else ""
+        swap: SwapSensitivity | None = None
+        if "swap" in parts and not stop:
+            try:
+                with interrupted_by_signals() if own_shard().world == 1 else nullcontext():
+                    swap = swap_sensitivity(
+                        model,
+                        data,
+                        to=swap_to,
+                        batch_size=batch_size,
+                        max_images=MAX_SWAP_IMAGES if max_images is None else max_images,
+                        workers=workers,
+                        example_inputs=example_inputs,
+                        on_progress=on_progress,
+                    )
+            except Interrupted as interruption:
+                stop.signal, unfinished = interruption.signal, "in swap, of which nothing is kept"
+        if stop and not (look.shared or sensitivity):
+            raise Interrupted(stop.signal)
         where = str(home_of(model)[0])
         comparison = None
         if baseline is not None:
@@ -157,7 +177,7 @@ def analyze(
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 seconds=time.perf_counter() - started,
                 versions=_versions(),
-                notes=look.notes(),
+                notes=(*look.notes(), *([f"stopped {unfinished}"] if unfinished else [])),
             ),
             statistics=look.statistics.compute() if "statistics" in parts else None,
             baseline_statistics=look.baseline_statistics.compute() if "statistics" in parts and baseline else None,
@@ -168,7 +188,10 @@ def analyze(
             swap=swap,
             history=history,
         )
-        return from_main_process(replace(report, findings=find(report)))
+        report = replace(report, findings=find(report))
+        if stop:
+            raise AnalysisStopped(f"stopped by {stop.signal} {unfinished or 'at its end'}", stop.signal, report)
+        return from_main_process(report)
 
 
 def _sensitivity(
@@ -179,11 +202,10 @@ def _sensitivity(
     methods: tuple[str, ...],
     sweep: bool,
     seed: int,
-    parts: tuple[str, ...],
     on_progress: OnProgress | None,
+    stop: Stop,
 ) -> tuple[tuple[Sensitivity, ...] | None, tuple[SweepPoint, ...]]:
-    if "sensitivity" not in parts:
-        return None, ()
+    """Each method, and the sweep; if a signal stops it, those that are done."""
     total = sum(len(images) for images, _ in held)
 
     def watch(progress: Progress) -> None:
@@ -191,12 +213,21 @@ def _sensitivity(
             on_progress(Progress(f"sensitivity: {progress.stage.replace('_', ' ')}", progress.done, total))
 
     owners = [layer.name for layer in chosen if next(layer.module.parameters(), None) is not None]
-    found = measure_sensitivity(
-        model, held, methods=methods, layers=owners if patterns else None, seed=seed, on_progress=watch
-    )
     norms = [layer.name for layer in chosen if layer.kind == "norm"]
-    points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch) if sweep and norms else ()
-    return found, points
+    found: list[Sensitivity] = []
+    points: tuple[SweepPoint, ...] = ()
+    try:
+        # One of them may run for minutes and puts the network back whatever happens: it is interrupted where it is.
+        with interrupted_by_signals() if own_shard().world == 1 else nullcontext():
+            for method in methods:
+                found += measure_sensitivity(
+                    model, held, methods=[method], layers=owners if patterns else None, seed=seed, on_progress=watch
+                )
+            if sweep and norms:
+                points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch)
+    except Interrupted as interruption:
+        stop.signal = interruption.signal
+    return tuple(found) or None, points
 
 
 def _check_parts(only: Sequence[str]) -> tuple[str, ...]:

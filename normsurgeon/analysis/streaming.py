@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon._util.stopping import Stop
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.records import Comparison, Similarity
@@ -72,8 +73,10 @@ class Pass:
         self.within, self.between = SimilarityCollector(), SimilarityCollector()
         self.pairs, self.agreement = PairCollector(), Agreement()
 
-    def run(self, model: nn.Module, baseline: nn.Module | None, views: Views, on_progress: OnProgress | None) -> None:
-        """Both networks over all images, batch by batch: the baseline first."""
+    def run(
+        self, model: nn.Module, baseline: nn.Module | None, views: Views, on_progress: OnProgress | None, stop: Stop
+    ) -> None:
+        """Both networks over all images, or until a signal stops it, batch by batch: the baseline first."""
         for first, (images, labels) in views.numbered():
             count = len(images[0])
             if not count:
@@ -100,6 +103,8 @@ class Pass:
                     self.between.update(self.kernels, self.baseline_kernels)
             if on_progress is not None:
                 on_progress(Progress("reading layers", self.images + len(views.skipped), views.total))
+            if stop:
+                break
         self.skipped = len(views.skipped)
         failures = self._gather_(views.failure()) if self.shared else []
         if not self.images:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from normsurgeon._util.progress import Progress
+from normsurgeon._util.stopping import Stop
 from normsurgeon.errors import CheckpointError, TrainingStopped
 from normsurgeon.finetuning.blending import plain_state
 from normsurgeon.finetuning.config import FinetuneConfig
@@ -22,7 +23,6 @@ from normsurgeon.finetuning.loop import Loop, Student
 from normsurgeon.finetuning.record import Curves, FinetuneRecord, Window, evaluation_of
 from normsurgeon.finetuning.runstate import RunFolder
 from normsurgeon.finetuning.validator import Validator, better
-from normsurgeon.finetuning.watching import Stop
 from normsurgeon.inference.evaluate import Evaluation
 from normsurgeon.models.checkpoint import add_record_, attach_origin, origin_of
 from normsurgeon.models.state_dict import read_file
@@ -85,7 +85,6 @@ class CheckpointManager:
         """The state in the folder, read by the first process for all of them: they may not share a file system."""
         state = None
         if self.accelerator.is_main_process:
-            folder.make()
             state = folder.state_for(resume, self.identity)
             if state is not None and state["best"] is not None:
                 if not folder.best.exists():
@@ -220,10 +219,10 @@ class CheckpointManager:
         loop = self.loop
         done = f"stopped by {self.stop.signal or 'a signal'} after update {loop.step} of {loop.steps}"
         if self.folder is None:
-            raise TrainingStopped(f"{done}; nothing is saved without a folder: try output=FOLDER (-o FOLDER)")
-        raise TrainingStopped(
-            f"{done}; it is saved in {self.folder.path}: the same again with resume=True (--resume) goes on"
-        )
+            advice = "nothing is saved without a folder: try output=FOLDER (-o FOLDER)"
+        else:
+            advice = f"it is saved in {self.folder.path}: the same again with resume=True (--resume) goes on"
+        raise TrainingStopped(f"{done}; {advice}", self.stop.signal)
 
     def finish(self) -> Conversion:
         """The network that the run gives, which is saved in the folder, too."""

@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from normsurgeon._util.progress import OnProgress
+from normsurgeon._util.stopping import Stop, stopped_by_signals
 from normsurgeon.data.feeding import make_feed
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.data.labels import Head, names_by_output
@@ -42,7 +43,6 @@ from normsurgeon.finetuning.trainable import (
     set_drops_,
 )
 from normsurgeon.finetuning.validator import validator_on
-from normsurgeon.finetuning.watching import stopped_by_signals
 from normsurgeon.inference.heads import name_classes_, reset_head_
 from normsurgeon.inference.run import eval_mode, head_classes, placed
 from normsurgeon.inference.taps import block_names, matching_layers, shared_blocks
@@ -170,6 +170,8 @@ def finetune(
         stack.enter_context(on_device(found_device))
         accelerator = launch(config, found_device, None if folder is None else folder.path)
         main = accelerator.is_main_process
+        if folder is not None and main:
+            stack.enter_context(folder.held())
         shard = Shard(accelerator.process_index, accelerator.num_processes)
         plain, _ = copy_model(given.model, None)
         if num_classes is not None:
@@ -216,16 +218,16 @@ def finetune(
         validator = None
         if held_out is not None:
             validator = validator_on(held_out, teacher, accelerator.device, min(64, config.batch_size), workers)
-        stop = stack.enter_context(stopped_by_signals())
         size = sum(parameter.numel() for parameter in plain.parameters())
         identity = {"data": {"name": feed.name, "images": feed.images}, "network": {"parameters": size}}
         manager = CheckpointManager(
-            accelerator, student, plain, given, folder, validator, stop, config, identity, message
+            accelerator, student, plain, given, folder, validator, Stop(), config, identity, message
         )
         loop = Loop(
             accelerator, student, teacher, feed, config, weights, updates, message, on_progress, manager.after_update
         )
         manager.begin(loop, resume)
+        manager.stop = stack.enter_context(stopped_by_signals())  # so far nothing would be lost
         if config.trackers:
             accelerator.init_trackers("normsurgeon", _flat(config.to_dict()))
         try:

@@ -8,12 +8,15 @@ history.json        the curves
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from normsurgeon._util.files import write_atomically, write_text
+from normsurgeon._util.parts import lock, remove_stale_parts, unlock
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.finetuning.config import differences
 from normsurgeon.finetuning.record import Curves
@@ -32,7 +35,7 @@ class RunFolder:
         self.best, self.last = path / "best.safetensors", path / "last.safetensors"
 
     def make(self) -> None:
-        """Make the folder, if it is not there.
+        """Make the folder, if it is not there, and remove what a killed run has left half-written.
 
         :raises CheckpointError: when it cannot be made.
         """
@@ -40,6 +43,29 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"cannot make the folder {self.path}: {error.strerror or error}") from error
+        remove_stale_parts(self.path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder from other runs; it is made if it is not there.
+
+        :raises UsageError: if another run has it.
+        :raises CheckpointError: when it cannot be written.
+        """
+        self.make()
+        path = self.path / "run.lock"
+        try:
+            handle = lock(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write into {self.path}: {error.strerror or error}; try another") from error
+        if handle is None:
+            raise UsageError(f"another run writes {self.path}; wait for it, or choose another folder")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+            unlock(handle)
 
     def write_state(self, state: dict[str, Any], curves: Curves) -> None:
         """Write the state and the curves; what stood there remains until the new file is complete.

@@ -1,11 +1,8 @@
-"""Signals that stop a run, a loss that rises, and the search for where a loss is not finite first."""
+"""A loss that rises, and the search for where a loss is not finite first."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,40 +19,6 @@ START_IMAGES = 16
 
 RISE, SMALL = 3.0, 0.5
 """By how much a loss has to rise to be reported; one below ``SMALL`` nats may grow to that without harm."""
-
-
-class Stop:
-    """Whether a signal asked the run to stop, and which."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
-@contextmanager
-def stopped_by_signals() -> Iterator[Stop]:
-    """A Stop that SIGINT and SIGTERM set. The second one is no longer caught: it ends the process.
-
-    In another thread than the main one, where Python allows no handlers, nothing is caught.
-    """
-    stop = Stop()
-    before: dict[signal.Signals, object] = {}
-
-    def note(number: int, frame: object) -> None:
-        stop.signal = signal.Signals(number).name
-        for each, handler in before.items():
-            signal.signal(each, handler)  # type: ignore[arg-type]
-
-    if threading.current_thread() is threading.main_thread():
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, note)
-    try:
-        yield stop
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)  # type: ignore[arg-type]
 
 
 class FirstUpdates:

@@ -110,7 +110,8 @@ def _shades(table: Table) -> list[list[float]]:
 
 def _choices(table: Table) -> list[str]:
     """The values of the column that the page's filter lists."""
-    at = [column.title for column in table.columns].index(table.select) if table.select else -1
+    titles = [column.title for column in table.columns]
+    at = titles.index(table.select) if table.select in titles else -1  # a column of nothing is left out
     return list(dict.fromkeys(str(row[at]) for row in table.rows if has_value(row[at]))) if at >= 0 else []
 
 

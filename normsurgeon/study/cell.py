@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from normsurgeon._util.files import write_atomically
 from normsurgeon._util.one_line import one_line
+from normsurgeon._util.stopping import Interrupted
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.datasets import DataSet, open_data, prepare
 from normsurgeon.data.transforms import DataConfig
@@ -121,7 +123,7 @@ def _trained(
     record = tuned.history[-1]
     assert isinstance(record, FinetuneRecord)
     if record.stopped:  # with the last update: the cell could be finished, but the user wants to stop
-        raise KeyboardInterrupt
+        raise Interrupted(record.stopped)
     after = record.after or evaluate(tuned.model, test, device=device)
     before = before or (record.before if cell.start == "converted" else None)
     outcome = Outcome(
@@ -152,8 +154,8 @@ def _original(grid: Grid, cell: Cell, folder: Path | None, device: str | None) -
     original = grid.original(cell)
     if original is None:
         return None
-    with tempfile.TemporaryDirectory() as own:
-        path = network_file(folder or Path(own), original)
+    with nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory() as place:
+        path = network_file(Path(place), original)
         below = grid.of_originals()
         if not path.is_file():  # the study trains it before its cells; a worker that shares no disk trains its own
             outcome = run_cell(below, original, keep=path, device=device)

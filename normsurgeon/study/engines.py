@@ -12,10 +12,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from normsurgeon._util.one_line import one_line
+from normsurgeon._util.stopping import Interrupted
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.errors import EnvironmentProblem, TrainingStopped, UsageError
 from normsurgeon.study.cell import OnShare, network_file, run_cell
@@ -69,7 +72,7 @@ def serial(work: Work, cells: Sequence[Cell], on_cell: OnCell) -> Outcomes:
         for cell in cells:
             yield work.run(cell, lambda share, cell=cell: on_cell(cell, share))  # type: ignore[misc]
     except TrainingStopped as stopped:  # its advice is about fine-tuning
-        raise KeyboardInterrupt from stopped
+        raise Interrupted(stopped.signal) from stopped
     finally:
         torch.set_num_threads(threads)
         clear_caches()
@@ -86,7 +89,8 @@ class _Worker:
         self.shares, theirs = context.Pipe(duplex=False)
         self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(work, theirs))
         before = set(multiprocessing.active_children())
-        self.pool.submit(int)  # starts the process
+        with _sigint_blocked():  # from its first moment: Ctrl-C reaches it, too
+            self.pool.submit(int)  # starts the process
         (self.process,) = set(multiprocessing.active_children()) - before
         theirs.close()
         self.cell: Cell
@@ -113,6 +117,20 @@ class _Worker:
             return f"its process ended with exit code {code}"
         advice = "; was memory short? try fewer --jobs" if -code == signal.SIGKILL else ""
         return f"its process was ended by {signal.Signals(-code).name}{advice}"
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """A process that is started inside never gets SIGINT; here it comes afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def processes(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int) -> Outcomes:
@@ -158,7 +176,7 @@ _here: tuple[Work, Connection]
 def _begin(work: Work, shares: Connection) -> None:
     """Prepare a worker process. It ends with its parent, however that ends."""
     global _here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     torch.set_num_threads(1)
     _here = work, shares
     parent = multiprocessing.parent_process()

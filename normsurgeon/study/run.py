@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import nn
 
 from normsurgeon._util.one_line import one_line
 from normsurgeon._util.progress import OnProgress, Progress
+from normsurgeon._util.stopping import Interrupted, Stop, interrupted_by_signals
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.data.preprocessing import Zca
 from normsurgeon.errors import DataError, LoadingError, UsageError, WeightsUnavailableError
@@ -79,9 +78,9 @@ def run_study(
         config = Grid.from_dict(config) if isinstance(config, Mapping) else read_grid(config)
     run = _engine(jobs, engine, ray_address, device)
     cells, impossible = config.cells(), check(config)
-    with open_store(output) as store, _interrupted_by_sigterm():
+    with open_store(output) as store, interrupted_by_signals() as stop:
         _check_same_study(store, config, Path(output), on_message)
-        study = _Study(config, Path(output).resolve(), store, len(cells), device, run, on_progress)
+        study = _Study(config, Path(output).resolve(), store, len(cells), device, run, on_progress, stop)
         missing = [cell for cell in cells if not study.has(cell, impossible)]
         if len(missing) < len(cells):
             on_message(f"{len(cells) - len(missing)} of {len(cells)} cells have their results in {output} already")
@@ -117,14 +116,14 @@ class _Study:
 
     def __init__(
         self, grid: Grid, folder: Path, store: Store, total: int, device: str | None, engine: Engine,
-        on_progress: OnProgress | None,
+        on_progress: OnProgress | None, stop: Stop,
     ) -> None:  # fmt: skip
         self.grid, self.store, self.device, self.engine = grid, store, device, engine
         self.known = store.outcomes()
         self.networks = folder / "networks" if grid.keep_checkpoints else None
         self.originals = originals_folder(folder, grid)
         self.done, self.total = 0, total
-        self.on_progress = on_progress
+        self.on_progress, self.stop = on_progress, stop
 
     def has(self, cell: Cell, impossible: Mapping[Cell, str]) -> bool:
         """Whether a cell needs no run."""
@@ -169,7 +168,9 @@ class _Study:
                 yield from outcomes
 
     def report(self, cell: Cell, share: float, outcome: Outcome | None = None, stage: str = "cells") -> None:
-        """Call ``on_progress``."""
+        """Call ``on_progress``; stop, if an interruption was lost on the way."""
+        if self.stop:
+            raise Interrupted(self.stop.signal)
         if self.on_progress is not None:
             details = {"cell": cell, "share": share, "outcome": outcome}
             self.on_progress(Progress(stage, self.done, self.total, details))
@@ -386,20 +387,3 @@ def _inputs(grid: Grid) -> dict[str, str]:
             with open(name, "rb") as file:
                 found[name] = hashlib.sha256(file.read()).hexdigest()[:16]
     return found
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a study as Ctrl-C does: what is done is stored, and the workers end."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

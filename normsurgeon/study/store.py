@@ -24,6 +24,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from normsurgeon._util.parts import lock, unlock
 from normsurgeon.errors import CheckpointError, UsageError
 from normsurgeon.study.records import AXES, Epoch, LayerSummary, Outcome
 
@@ -140,19 +141,12 @@ def _explained(path: Path) -> Iterator[None]:
 def _locked(path: Path) -> Iterator[None]:
     """A lock that the system releases when the process ends, however it ends."""
     try:
-        import fcntl
-    except ImportError:  # Windows: SQLite keeps the file whole all the same
-        yield
-        return
-    try:
-        handle = open(path.with_suffix(".lock"), "w")  # noqa: SIM115
+        handle = lock(path.with_suffix(".lock"))
     except OSError as error:
         raise CheckpointError(f"cannot write into {path.parent}: {error.strerror or error}; try another") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"another process runs the study in {path.parent}; wait for it, or try another --output"
-            ) from error
+    if handle is None:
+        raise UsageError(f"another process runs the study in {path.parent}; wait for it, or try another --output")
+    try:
         yield
+    finally:
+        unlock(handle)
