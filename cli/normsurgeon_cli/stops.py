@@ -8,6 +8,7 @@ itself meanwhile. Nothing heavy is imported here, so that this is in place first
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # without the enumerations, which take as long as Python
+import atexit
 import os
 import sys
 
@@ -26,6 +27,7 @@ _state = {"process": 0, "silent": False}
 def end_at_signals() -> None:
     """Let SIGINT and SIGTERM end this process from now on."""
     _state["process"] = os.getpid()
+    atexit.register(_ignore)  # called last: afterwards Python puts back what would end it with another code
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is not signal.SIG_IGN:  # nohup and the like decide
             signal.signal(each, _end)
@@ -41,6 +43,11 @@ def done(code: int) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(each) is _end:
             signal.signal(each, lambda number, frame: os._exit(code))
+
+
+def _ignore() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _end(number: int, frame: object) -> None:
