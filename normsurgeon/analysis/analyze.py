@@ -122,7 +122,7 @@ def analyze(
         for each in models:
             stack.enter_context(placed(each, own_device(device)))
         stack.enter_context(eval_mode(*models))
-        look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 1)
+        look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
         shard = own_shard() if look.shared else ALONE
         views = open_views(data, models, batch_size, max_images, workers, False, shard, True, labels)
         stop = stack.enter_context(stopped_by_signals()) if own_shard().world == 1 else Stop()

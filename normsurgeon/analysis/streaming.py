@@ -86,7 +86,7 @@ class Pass:
             self.images += count
             if not self.shared:  # the images to hold are all that is wanted
                 if self.images >= self.hold:
-                    self.images = self.hold
+                    self.images = self.hold or count
                     break
                 continue
             self.pairs.begin(count)
