@@ -167,6 +167,7 @@ print(peak() - before)
 
 
 @pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "colour", "bits", "line"),
     [
