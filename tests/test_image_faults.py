@@ -167,7 +167,6 @@ print(peak() - before)
 
 
 @pytest.mark.system
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "colour", "bits", "line"),
     [

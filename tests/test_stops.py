@@ -247,7 +247,6 @@ def storm(folder: Path, name: str, signals: list[signal.Signals], moments: rando
 
 
 @pytest.mark.system
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convert", "sensitivity", "finetune", "study"])
 def test_a_command_that_is_stopped_leaves_nothing_half_and_goes_on(tmp_path, name):
     counts = storm(tmp_path / name, name, NUMBERS, random.Random(name))
