@@ -35,7 +35,7 @@ def test_a_plan_within_a_budget_is_an_ordinary_plan_that_keeps_it(network: nn.Mo
     assert 0 < targets.count("gn") < len(targets)
     assert set(targets) == {"gn", "affine"}
     converted = ns.convert(network, plan).model
-    judging = torch.cat([x for x, _ in BATCHES[2:]])
+    judging = torch.cat([x for i, (x, _) in enumerate(BATCHES) if i % 3])
     with torch.no_grad():
         assert kl(network(judging), converted(judging)) <= limit
     assert f"budget KL {limit:g} nats: {targets.count('gn')} of 15 sites have gn" in plan.notes[-1]
@@ -73,6 +73,27 @@ def test_must_and_keep_are_obeyed(network: nn.Module) -> None:
     assert {d.target for name, d in by_name.items() if name.startswith("layer4")} == {"ln"}
     assert {d.status for name, d in by_name.items() if name.startswith("conv1")} == {"kept"}
     assert {d.target for name, d in by_name.items() if name.startswith("layer2")} == {"gn"}
+
+
+def test_what_must_be_affine_or_is_kept_is_never_the_norm_that_was_asked_for(network: nn.Module) -> None:
+    must = {"layer4.*": "affine", "layer3.*": "ln"}
+    curve = trade_off(network, BATCHES, to="gn", must=must, keep=["layer3.0.*"], points=2)
+    for k in (0, curve.sites):
+        by_name = {d.name: d for d in curve.family.made(k).decisions}
+        assert {d.target for name, d in by_name.items() if name.startswith("layer4")} == {"affine"}
+        assert {d.status for name, d in by_name.items() if name.startswith("layer3.0")} == {"kept"}
+    assert {d.target for name, d in by_name.items() if name.startswith("layer2")} == {"gn"}
+
+
+def test_the_plan_computes_what_was_run(network: nn.Module) -> None:
+    """The damage of each point is that of its plan, converted and run on the images that judged it."""
+    must = {"layer2.*": "rms", "layer4.0.bn2": "affine"}
+    curve = trade_off(network, BATCHES, to="gn", among=("ln", "affine"), must=must, keep=["conv1.*"], points=4)
+    judging = torch.cat([x for i, (x, _) in enumerate(BATCHES) if i % 3])
+    for point in curve.points:
+        made = ns.convert(network, curve.family.made(point.converted), verdict=False).model
+        with torch.no_grad():
+            assert point.kl == pytest.approx(kl(network(judging), made(judging)), abs=1e-5)
 
 
 def test_an_impossible_budget_says_how_close_one_can_get(network: nn.Module) -> None:

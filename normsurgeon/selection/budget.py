@@ -66,6 +66,11 @@ class Budget:
             return damage.compute()
         return _share_and_error(damage.lost)
 
+    def holds(self, damage: Damage) -> bool:
+        """Whether what a conversion uses, with one standard error, is within it."""
+        used, error = self.spent(damage)
+        return used + error <= self.limit
+
 
 def _share_and_error(lost: Sequence[float]) -> tuple[float, float]:
     """The mean of values of -1, 0 and 1, and its standard error, for which half an observation of a loss is added: none

@@ -38,7 +38,8 @@ class ComparedConversion:
     target      as ``--to`` takes it, with groups and eps where those were given: ``gn:8``
     converted, exact, left  sites that got the norm, became a fixed affine, or stay batch norms
     kept        in one word: exactly, closely, partly, hardly, not
-    norm_error  how far the new norms are from the fixed affines that they stand in for, root mean square over them
+    norm_error  how far the new norms are from the fixed affines that they stand in for, root mean square over them: on
+                the first batch of the data, or on synthetic features
     kl, lost    on data, of a classifier: mean KL to the original in nats, and the share of answers (with labels: of
                 right answers) that are lost; ``kl_stderr`` and ``lost_stderr`` are their standard errors
     error       on data, of any other network: relative error of its outputs, with ``error_stderr``
@@ -128,7 +129,7 @@ class ComparedNorms(Presentable):
             Column("± lost", "percent"),
             Column("error", "percent", "relative error of the outputs"),
             Column("± error", "percent"),
-            Column("norm error", "percent", "how far the new norms are from the batch norms, on synthetic features"),
+            Column("norm error", "percent", "how far the new norms are from the batch norms"),
             Column("time", "number", "of a forward pass, over the original's"),
             Column("parameters", "number", "over the original's"),
             Column("sites", "text", "that got the norm, and others"),
@@ -246,7 +247,7 @@ def _measured(
     model: nn.Module, label: str, request: Request, inputs: Sequence[Any], answers: Sequence[Answers], example: Any
 ) -> ComparedConversion:
     made = plan(model, str(request.target), groups=request.groups or "auto", eps=request.eps, example_inputs=example)
-    result = convert(model, made, verdict=True)
+    result = convert(model, made, probe=inputs[0][0] if inputs else None)
     assert result.plan is not None
     damage = Damage()
     for (x, _), before in zip(inputs, answers, strict=True):

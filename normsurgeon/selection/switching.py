@@ -89,6 +89,10 @@ class Switchable:
             modules[name].forward = self._switched(name, modules[name].forward)
         self.sites = {name: modules[name] for name in self.options}
 
+    def options_in(self, plan: ConversionPlan) -> list[Option]:
+        """The options that one of ``plans`` decides for."""
+        return [Option(d) for d in plan.decisions if Option(d) in self.options.get(d.name, ())]
+
     def choose(self, chosen: Mapping[str, Option | None]) -> None:
         """Switch the named sites; all others stay as they are."""
         self._chosen.update(chosen)
@@ -116,7 +120,7 @@ class Switchable:
         with torch.no_grad():
             error = self._layers[chosen[name]](x) - y
             squares_N = error.double().reshape(len(y), -1).square().sum(1)
-            whole = (y.double() - y.double().mean()).square().sum() / len(y)
+            whole = (y.double() - y.double().mean(0)).square().sum() / len(y)  # as the verdict has it
         probe = torch.zeros_like(y, requires_grad=True)
         seen.setdefault(name, []).append((probe, error, (squares_N / whole.clamp_min(1e-30)).cpu()))
         return y.detach() + probe if not y.requires_grad else y + probe

@@ -8,26 +8,25 @@ run as a whole, and what they do is what counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from normsurgeon._util.progress import OnProgress, counter
+from normsurgeon._util.progress import OnProgress
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.errors import ConversionError, DataError
 from normsurgeon.inference.run import eval_mode, placed
 from normsurgeon.inference.views import Data
-from normsurgeon.patterns import select
 from normsurgeon.render.document import Chart, Column, Document, Facts, Line, Notes, Section, Sparklines, Table
 from normsurgeon.render.presentable import Presentable
 from normsurgeon.selection.budget import Budget
 from normsurgeon.selection.damage import Damage
-from normsurgeon.selection.sweep import Change, Sweep, SweptBatches, damages_of, original_answers
-from normsurgeon.selection.switching import Option, Switchable
-from normsurgeon.surgery.deciding import decide, parse_target
+from normsurgeon.selection.family import Family, Runs, alternatives, fixed_sites, ordered
+from normsurgeon.selection.sweep import SweptBatches
+from normsurgeon.selection.switching import Switchable
 from normsurgeon.surgery.plan import ConversionPlan, plan
 
 if TYPE_CHECKING:
@@ -61,42 +60,6 @@ class TradePoint:
 
 
 @dataclass(frozen=True)
-class Family:
-    """Plans, each with one site more in the norm that was asked for: the first ``k`` of ``order`` have it."""
-
-    plan: ConversionPlan
-    order: tuple[str, ...]
-    main: Mapping[str, Option]
-    others: Mapping[str, Option | None]
-    fixed: Mapping[str, Option | None]
-    costs: Mapping[str, float]
-    base: float
-
-    def chosen(self, k: int) -> dict[str, Option | None]:
-        """What each site gets."""
-        first = {name: self.main[name] for name in self.order[:k]}
-        return {**self.fixed, **{name: self.others[name] for name in self.order[k:]}, **first}
-
-    def predicted(self, k: int) -> float:
-        """The sum of the single damages."""
-        return self.base + sum(self.costs[name] for name in self.order[:k])
-
-    def made(self, k: int, notes: Sequence[str] = ()) -> ConversionPlan:
-        """The plan for it."""
-        chosen = self.chosen(k)
-        exact = {name for name, option in chosen.items() if option is None}
-        given = {name: option.decision for name, option in chosen.items() if option is not None}
-        decisions = []
-        for decision in self.plan.decisions:
-            if decision.name in given:
-                decision = given[decision.name]
-            elif decision.name in exact and decision.name in self.others:
-                decision = decide(decision.site, parse_target("affine", self.plan.request))
-            decisions.append(decision)
-        return replace(self.plan, decisions=tuple(decisions), notes=(*self.plan.notes, *notes))
-
-
-@dataclass(frozen=True)
 class TradeOff(Presentable):
     """Sites in the target norm against function kept: what ``trade_off`` gives.
 
@@ -125,16 +88,15 @@ class TradeOff(Presentable):
         :raises UsageError: a budget that is none, or not of this kind of network.
         """
         budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
-        spent = {k: budget.spent(damage) for k, damage in sorted(self.damages.items())}
-        within = [k for k, (used, error) in spent.items() if used + error <= budget.limit]
-        if not within or (max(within) == 0 and self.sites):
-            least = min((k for k in spent if k), key=lambda k: sum(spent[k]), default=0)
+        spent = {k: budget.spent(damage) for k, damage in self.damages.items()}
+        best = max((k for k, damage in self.damages.items() if budget.holds(damage)), default=0)
+        if not best:
+            least = min((k for k in spent if k), key=lambda k: sum(spent[k]))
             used, error = spent[least]
             raise ConversionError(
                 f"no plan with {self.to} stays within {budget}: the nearest has {least} of {self.sites} sites and uses "
                 f"{_in_words(budget, used, error)} on {self.images} images; try a larger budget, or another norm"
             )
-        best = max(within)
         note = (
             f"budget {budget}: {best} of {self.sites} sites have {self.to} and use "
             f"{_in_words(budget, *spent[best])} on {self.images} images that did not choose them"
@@ -214,7 +176,7 @@ def trade_off(
     budget    look for the plan that uses it up; without one, a plan for each of ``points`` numbers of sites is run
     must      {glob: target} for sites that are given; ``keep``: globs of sites that stay batch norms
     data, labels  as for ``evaluate``; without labels, an answer is lost where it is not the original's
-    max_images  a third of them, by number of batches, order the sites; plans are run on the others
+    max_images  every third batch of them orders the sites; plans are run on the others
 
     :raises UsageError: a budget that is none, or too few images.
     :raises PatternError: a glob that matches no site.
@@ -231,9 +193,11 @@ def trade_off(
     budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(budget)
     batches = SweptBatches.open(model, data, batch_size, max_images, workers, labels)
     example = batches.example() if example_inputs is None else example_inputs
-    plans = _plans(model, to, among, must, keep, groups, eps, example, name)
+    pairs = list(must.items()) if isinstance(must, Mapping) else list(must)
+    first = plan(model, to, groups=groups, eps=eps, keep=keep, set=pairs, example_inputs=example, name=name)
+    fixed = fixed_sites(first, [*keep, *(pattern for pattern, _ in pairs)])
     with placed(model, device), eval_mode(model):
-        board = Switchable(model, plans)
+        board = Switchable(model, [first, *alternatives(first, among, fixed)])
         inputs = list(batches.labelled())
         images = sum(len(x) for x, _ in inputs)
         if images < LEAST_IMAGES or len(inputs) < 2:
@@ -241,9 +205,9 @@ def trade_off(
                 f"{images} images in {len(inputs)} batches are too few: some choose the sites, others judge the plan; "
                 f"give {LEAST_IMAGES} or more, in at least two batches"
             )
-        choosing, judging = inputs[: max(1, len(inputs) // 3)], inputs[max(1, len(inputs) // 3) :]
-        family = _ordered(board, dict(must), choosing, on_progress)
-        runs = _Runs(board, family, judging, on_progress)
+        choosing, judging = inputs[::3], [batch for i, batch in enumerate(inputs) if i % 3]
+        family = ordered(board, fixed, choosing, on_progress)
+        runs = Runs(board, family, judging, on_progress)
         if budget is None:
             count = max(2, min(points, len(family.order) + 1))
             for k in sorted({round(i * len(family.order) / (count - 1)) for i in range(count)}):
@@ -251,7 +215,7 @@ def trade_off(
         else:
             runs.search(budget)
     return TradeOff(
-        model=plans[0].model,
+        model=first.model,
         to=to,
         among=tuple(among),
         sites=len(family.order),
@@ -262,117 +226,6 @@ def trade_off(
         family=family,
         damages=dict(runs.known),
     )
-
-
-def _plans(
-    model: nn.Module,
-    to: str,
-    among: Sequence[str],
-    must: Mapping[str, str] | Sequence[tuple[str, str]],
-    keep: Sequence[str],
-    groups: int | Literal["auto"],
-    eps: float | None,
-    example_inputs: Any,
-    name: str | None,
-) -> list[ConversionPlan]:
-    """The plan for ``to``, those for the others, and last the one for what is given."""
-    first = plan(model, to, groups=groups, eps=eps, keep=keep, example_inputs=example_inputs, name=name)
-    names = [d.name for d in first.decisions]
-    kept = {name for pattern in keep for name in select(pattern, names)}
-    plans = [first]
-    for text in among:
-        request = parse_target(text, replace(first.request, groups=None))
-        decisions = (d if d.name in kept else decide(d.site, request) for d in first.decisions)
-        plans.append(replace(first, request=request, decisions=tuple(decisions)))
-    given = first
-    for pattern, text in must.items() if isinstance(must, Mapping) else must:
-        given = given.set(pattern, text)
-    return [*plans, given]
-
-
-def _ordered(
-    board: Switchable, must: Mapping[str, str], choosing: Sequence[Any], on_progress: OnProgress | None
-) -> Family:
-    """The sites in the order of what each adds to the damage."""
-    main_plan, *other_plans, given = board.plans
-    names = [d.name for d in main_plan.decisions]
-    fixed_names = {name for pattern in must for name in select(pattern, names)}
-
-    def options_of(made: ConversionPlan) -> dict[str, Option]:
-        return {d.name: o for d in made.decisions for o in board.options.get(d.name, ()) if o.decision == d}
-
-    main = {name: o for name, o in options_of(main_plan).items() if name not in fixed_names}
-    if not main:
-        raise ConversionError(
-            f"{main_plan.model} has no site that {main_plan.target} would change; see normsurgeon.plan"
-        )
-    exact = {d.name for made in other_plans for d in made.decisions if d.status == "converted" and d.target == "affine"}
-    found = [options_of(made) for made in other_plans]
-    candidates = {name: [options[name] for options in found if name in options] for name in main}
-    changes = dict.fromkeys(Change(name, o) for name in main for o in (main[name], *candidates[name]))
-    sweep = Sweep(board, {}, {change: Damage() for change in changes})
-    count = counter("trying single sites", len(changes) * len(choosing), on_progress)
-    for inputs, labels in choosing:
-        sweep.update(inputs, original_answers(board, inputs, labels), count)
-
-    def damage(name: str, option: Option | None) -> float:
-        seen = sweep.found.get(Change(name, option))
-        return seen.compute()[0] if seen is not None and seen.images else 0.0  # its batch norm, or never called
-
-    others: dict[str, Option | None] = {}
-    for name in main:
-        least = min(candidates[name], key=lambda o: damage(name, o), default=None)
-        others[name] = None if name in exact or least is None else least
-    costs = {name: damage(name, main[name]) - damage(name, others[name]) for name in main}
-    return Family(
-        plan=main_plan,
-        order=tuple(sorted(main, key=lambda name: (costs[name], names.index(name)))),
-        main=main,
-        others=others,
-        fixed={name: option for name, option in options_of(given).items() if name in fixed_names},
-        costs=costs,
-        base=sum(damage(name, others[name]) for name in main),
-    )
-
-
-class _Runs:
-    """Plans of a family, each run as a whole on the same images at most once."""
-
-    def __init__(
-        self, board: Switchable, family: Family, judging: Sequence[Any], on_progress: OnProgress | None
-    ) -> None:
-        self.board, self.family = board, family
-        self.batches = [(inputs, original_answers(board, inputs, labels)) for inputs, labels in judging]
-        self.known: dict[int, Damage] = {}
-        self._count = counter("running whole plans", None, on_progress)
-
-    def damage(self, k: int) -> Damage:
-        """Of the plan with ``k`` sites."""
-        if k not in self.known:
-            found = Damage()
-            for inputs, before in self.batches:
-                found.update(*damages_of(self.board, self.family.chosen(k), inputs, before))
-            self.known[k] = found
-            self._count(1)
-        return self.known[k]
-
-    def search(self, budget: Budget) -> None:
-        """Run plans towards the largest within the budget: by halves, since damage grows with the number of sites."""
-
-        def within(k: int) -> bool:
-            used, error = budget.spent(self.damage(k))
-            return used + error <= budget.limit
-
-        low, high = 0, len(self.family.order)
-        if within(high):
-            return
-        if not within(low):
-            self.damage(1)
-            return
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if within(middle) else (low, middle)
-        self.damage(max(1, low))
 
 
 def _point(k: int, damage: Damage, family: Family) -> TradePoint:
