@@ -50,8 +50,8 @@ from .selection.compare import ComparedConversion as ComparedConversion
 from .selection.compare import ComparedNorms as ComparedNorms
 from .selection.compare import compare as compare
 from .selection.planning import plan as plan
-from .selection.swap_sensitivity import SwapPoint as SwapPoint
-from .selection.swap_sensitivity import SwapSensitivity as SwapSensitivity
+from .selection.swap_report import SwapPoint as SwapPoint
+from .selection.swap_report import SwapSensitivity as SwapSensitivity
 from .selection.swap_sensitivity import swap_sensitivity as swap_sensitivity
 from .selection.trade_off import TradeOff as TradeOff
 from .selection.trade_off import TradePoint as TradePoint

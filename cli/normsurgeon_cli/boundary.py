@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -40,18 +39,12 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         if debug:
             set_debug(True)
         try:
-            result = command(*args, **kwargs)
-            sys.stdout.flush()  # here, where a broken pipe is understood, and not at Python's exit
-            return result
+            return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as error:
             error_line("interrupted: nothing half-written is left behind")
             raise typer.Exit(getattr(error, "exit_code", 130)) from None
-        except BrokenPipeError:
-            # The reader of a pipe has gone (| head). Point stdout elsewhere, or Python complains at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except NormSurgeonError as error:
             if _state["debug"]:
                 raise

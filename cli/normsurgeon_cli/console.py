@@ -32,18 +32,12 @@ if TYPE_CHECKING:
 
 
 class _Console(Console):
-    """A console that obeys no control characters of what it is to print: names in files may hold them.
-
-    It leaves a broken pipe to the boundary, where rich would leave with exit code 1.
-    """
+    """A console that obeys no control characters of what it is to print: names in files may hold them."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text)
             yield segment if text == segment.text else Segment(text, segment.style)
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 def out() -> Console:

@@ -10,13 +10,21 @@ from contextlib import contextmanager
 from normsurgeon.errors import STOPPED
 
 
-class Interrupted(KeyboardInterrupt):
-    """A KeyboardInterrupt that knows its signal: SIGTERM is one, too."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would raise a KeyboardInterrupt."""
 
-    def __init__(self, name: str | None) -> None:
-        super().__init__(name or "")
-        self.signal = name
-        self.exit_code = STOPPED.get(name or "", 130)
+    exit_code = STOPPED["SIGTERM"]
+
+
+def interruption(name: str | None) -> KeyboardInterrupt:
+    """What a signal raises. SIGINT raises just what Python raises: an uncaught subclass of it ends Python with 1, and a
+    shell's loop would go on."""
+    return Terminated() if name == "SIGTERM" else KeyboardInterrupt()
+
+
+def signal_of(error: KeyboardInterrupt) -> str:
+    """The signal that raised it."""
+    return "SIGTERM" if isinstance(error, Terminated) else "SIGINT"
 
 
 class Stop:
@@ -47,7 +55,7 @@ def stopped_by_signals() -> Iterator[Stop]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM raise Interrupted where the main thread is; the Stop tells it to what cannot be interrupted.
+    """SIGINT and SIGTERM raise a KeyboardInterrupt in the main thread; the Stop tells it to what cannot be interrupted.
 
     An exception may be lost, in a callback that must not raise: whoever runs for long looks at the Stop, too.
     """
@@ -55,7 +63,7 @@ def interrupted_by_signals() -> Iterator[Stop]:
 
     def interrupt(name: str) -> None:
         stop.signal = name
-        raise Interrupted(name)
+        raise interruption(name)
 
     with _caught(interrupt):
         yield stop

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon._util.stopping import Interrupted, Stop, interrupted_by_signals, stopped_by_signals
+from normsurgeon._util.stopping import Stop, interrupted_by_signals, interruption, signal_of, stopped_by_signals
 from normsurgeon._util.suggest import suggest
 from normsurgeon.analysis.choosing import KINDS, Layer, choose_layers
 from normsurgeon.analysis.comparison import rewritten_layers
@@ -32,7 +32,8 @@ from normsurgeon.errors import AnalysisStopped, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
-from normsurgeon.selection.swap_sensitivity import SwapSensitivity, swap_sensitivity
+from normsurgeon.selection.swap_report import SwapSensitivity
+from normsurgeon.selection.swap_sensitivity import swap_sensitivity
 from normsurgeon.surgery.convert import Conversion
 from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__
@@ -152,10 +153,10 @@ def analyze(
                         example_inputs=example_inputs,
                         on_progress=on_progress,
                     )
-            except Interrupted as interruption:
-                stop.signal, unfinished = interruption.signal, "in swap, of which nothing is kept"
+            except KeyboardInterrupt as error:
+                stop.signal, unfinished = signal_of(error), "in swap, of which nothing is kept"
         if stop and not (look.shared or sensitivity):
-            raise Interrupted(stop.signal)
+            raise interruption(stop.signal)
         where = str(home_of(model)[0])
         comparison = None
         if baseline is not None:
@@ -225,8 +226,8 @@ def _sensitivity(
                 )
             if sweep and norms:
                 points = sweep_norms(model, held, layers=norms if patterns else None, on_progress=watch)
-    except Interrupted as interruption:
-        stop.signal = interruption.signal
+    except KeyboardInterrupt as error:
+        stop.signal = signal_of(error)
     return tuple(found) or None, points
 
 

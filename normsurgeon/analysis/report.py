@@ -26,7 +26,7 @@ from normsurgeon.analysis.records import (
 from normsurgeon.errors import UsageError
 from normsurgeon.render.document import Document, Section
 from normsurgeon.render.presentable import Presentable
-from normsurgeon.selection.swap_sensitivity import SwapSensitivity
+from normsurgeon.selection.swap_report import SwapSensitivity
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.files import check_writable, write_text
@@ -36,7 +38,7 @@ class SwapSums:
     others: dict[str, Damage] = field(default_factory=dict)
     errors: dict[str, list[float]] = field(default_factory=dict)
     taylors: dict[str, list[float]] = field(default_factory=dict)
-    batches: list[float] = field(default_factory=list)
+    batches: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for damages in (self.ones, self.others):
@@ -54,16 +56,18 @@ class SwapSums:
 class Resumable:
     """The sums in a file, written after each batch; without ``path`` nothing is kept.
 
-    settings  what the sums depend on, in plain types: a file of other settings is refused
+    settings  what the sums depend on, the network's weights included, in plain types: a file of others is refused
     """
 
     path: Path | None
     settings: Any
     sums: SwapSums
-    done: list[float] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str] | None, settings: Any, sites: Sequence[str]) -> Resumable:
+    def open(
+        cls, path: str | os.PathLike[str] | None, model: nn.Module, settings: Any, sites: Sequence[str]
+    ) -> Resumable:
         """With what is in the file, if there is one.
 
         :raises CheckpointError: a file that is something else.
@@ -71,8 +75,9 @@ class Resumable:
         :raises WriteError: a file that could not be written.
         """
         if path is None:
-            return cls(None, settings, SwapSums(sites))
-        path, settings = Path(path), json.loads(json.dumps(settings))
+            return cls(None, None, SwapSums(sites))
+        path = Path(path)
+        settings = json.loads(json.dumps([settings, checksum(model.state_dict().values())]))
         check_writable(path)
         if not path.exists():
             return cls(path, settings, SwapSums(sites))
@@ -103,27 +108,21 @@ class Resumable:
         """
         if not self.done:
             return False
-        if self.done.pop(0) != checksum(inputs):
+        if self.done.pop(0) != checksum(tensors_in(inputs)):
             raise UsageError(f"{self.path} is of other images: give another file, or delete it")
         return True
 
     def add(self, inputs: Tensor | Call) -> None:
         """Write the sums, with one batch more in them."""
-        self.sums.batches.append(checksum(inputs))
         if self.path is not None:
+            self.sums.batches.append(checksum(tensors_in(inputs)))
             sums = {key: value for key, value in asdict(self.sums).items() if key != "sites"}
             write_text(self.path, json.dumps({"format": FORMAT, "settings": self.settings, "sums": sums}))
 
 
-def checksum(inputs: Any) -> float:
-    """The sum of all numbers in a batch, each weighed by its place."""
-    total = 0.0
-    for number, tensor in enumerate(tensors_in(inputs)):
-        flat = tensor.detach().double().flatten()
-        total += (number + 1) * float(flat.sum() + flat[::7].sum())
-    return total
-
-
-def fingerprint(model: nn.Module) -> list[float]:
-    """A network's weights in two numbers."""
-    return [float(sum(checksum(t) for t in tensors)) for tensors in (model.parameters(), model.buffers())]
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the values."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()

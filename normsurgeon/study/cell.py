@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from normsurgeon._util.files import write_atomically
 from normsurgeon._util.one_line import one_line
-from normsurgeon._util.stopping import Interrupted
+from normsurgeon._util.stopping import interruption
 from normsurgeon.analysis.analyze import analyze
 from normsurgeon.data.datasets import DataSet, open_data, prepare
 from normsurgeon.data.transforms import DataConfig
@@ -123,7 +123,7 @@ def _trained(
     record = tuned.history[-1]
     assert isinstance(record, FinetuneRecord)
     if record.stopped:  # with the last update: the cell could be finished, but the user wants to stop
-        raise Interrupted(record.stopped)
+        raise interruption(record.stopped)
     after = record.after or evaluate(tuned.model, test, device=device)
     before = before or (record.before if cell.start == "converted" else None)
     outcome = Outcome(

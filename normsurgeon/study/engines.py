@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from normsurgeon._util.one_line import one_line
-from normsurgeon._util.stopping import Interrupted
+from normsurgeon._util.stopping import interruption
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.errors import EnvironmentProblem, TrainingStopped, UsageError
 from normsurgeon.study.cell import OnShare, network_file, run_cell
@@ -72,7 +72,7 @@ def serial(work: Work, cells: Sequence[Cell], on_cell: OnCell) -> Outcomes:
         for cell in cells:
             yield work.run(cell, lambda share, cell=cell: on_cell(cell, share))  # type: ignore[misc]
     except TrainingStopped as stopped:  # its advice is about fine-tuning
-        raise Interrupted(stopped.signal) from stopped
+        raise interruption(stopped.signal) from stopped
     finally:
         torch.set_num_threads(threads)
         clear_caches()
@@ -112,6 +112,10 @@ class _Worker:
 
     def death(self) -> str:
         self.process.join()
+        for _ in range(100):  # the pool's own thread may have waited for it, and be about to note how it ended
+            if self.process.exitcode is not None:
+                break
+            time.sleep(0.01)
         code = self.process.exitcode
         if code is None or code >= 0:
             return f"its process ended with exit code {code}"

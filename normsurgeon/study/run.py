@@ -18,7 +18,7 @@ from torch import nn
 
 from normsurgeon._util.one_line import one_line
 from normsurgeon._util.progress import OnProgress, Progress
-from normsurgeon._util.stopping import Interrupted, Stop, interrupted_by_signals
+from normsurgeon._util.stopping import Stop, interrupted_by_signals, interruption
 from normsurgeon.data.datasets import clear_caches
 from normsurgeon.data.preprocessing import Zca
 from normsurgeon.errors import DataError, LoadingError, UsageError, WeightsUnavailableError
@@ -170,7 +170,7 @@ class _Study:
     def report(self, cell: Cell, share: float, outcome: Outcome | None = None, stage: str = "cells") -> None:
         """Call ``on_progress``; stop, if an interruption was lost on the way."""
         if self.stop:
-            raise Interrupted(self.stop.signal)
+            raise interruption(self.stop.signal)
         if self.on_progress is not None:
             details = {"cell": cell, "share": share, "outcome": outcome}
             self.on_progress(Progress(stage, self.done, self.total, details))

@@ -167,29 +167,14 @@ def plan(
     traced: TracedModel | None = None,
     name: str | None = None,
 ) -> ConversionPlan:
-    """Decide what becomes of every batch norm of ``model``, without changing it.
+    """Decide what becomes of every batch norm: ``normsurgeon.plan`` without a budget, and with its arguments.
 
-    to              one of ``TARGETS``
-    groups          groups of ``gn``: a number that divides every site's channels, or "auto"
-    eps             softening E: the norm divides by sqrt(var + E) of whitened input and gamma grows by sqrt(1 + E)
-    keep            globs of sites to leave alone; stronger than ``set``
-    set             {glob: target}, the last match wins; "gn:8" sets the groups, too
-    balance         whether folding may also choose each channel's sign and weight, from synthetic images: keeps more
-                    of the function for one forward pass of 64 small images (see ``surgery.balancing``)
-    as_graph        plan for an fx.GraphModule, in which functional batch norms can be converted
-    example_inputs  what the model is called with, if that is not known from its first layer or timm's configuration: a
-                    tensor, a tuple of arguments, a list (one argument), a dict of keyword arguments, ``(args,
-                    kwargs)``, or a data loader, of which the first batch is taken
+    traced  the model's trace, where it has been made already
 
     :raises TargetError: unknown target, or groups that do not divide a site's channels.
     :raises PatternError: a glob that matches no site.
     :raises ConversionError: a model without a batch norm, or something else than a plain module.
     :raises UsageError: inputs that are none.
-
-    >>> import timm
-    >>> p = plan(timm.create_model("test_resnet"), to="gn", keep=["conv1.1"])
-    >>> p.counts
-    {'converted': 14, 'kept': 1, 'refused': 0}
     """
     if groups != "auto" and (not isinstance(groups, int) or isinstance(groups, bool)):
         raise TargetError(f"groups must be a number or 'auto', not {groups!r}")
