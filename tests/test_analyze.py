@@ -19,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import normsurgeon as ns
+from normsurgeon._util.stopping import Terminated
 from normsurgeon.errors import AnalysisStopped, DataError, UsageError
 
 STATISTICS = {
@@ -326,12 +327,14 @@ def test_stopped_in_the_sensitivity_an_analysis_gives_the_measures_that_are_done
     assert all(torch.equal(value, before[key]) for key, value in NETWORK.state_dict().items())
 
 
-def test_stopped_before_anything_is_done_an_analysis_is_interrupted():
-    with pytest.raises(KeyboardInterrupt, match=r"^SIGINT$"):
+@pytest.mark.parametrize(("name", "kind"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", Terminated)])
+def test_stopped_before_anything_is_done_an_analysis_is_interrupted(name, kind):
+    with pytest.raises(KeyboardInterrupt, match=r"^$") as caught:
         ns.analyze(
             NETWORK, BATCHES, device="cpu", only=["sensitivity"], methods=["taylor"],
-            on_progress=stop_at("sensitivity: taylor", 2, "SIGINT"),
+            on_progress=stop_at("sensitivity: taylor", 2, name),
         )  # fmt: skip
+    assert caught.type is kind  # SIGINT ends a Python process as Ctrl-C only by an exception of Python's own class
 
 
 def test_a_stopped_command_writes_what_was_done_and_says_so(run, folder, tmp_path, monkeypatch):

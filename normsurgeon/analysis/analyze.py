@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -160,7 +160,7 @@ def analyze(
         where = str(home_of(model)[0])
         comparison = None
         if baseline is not None:
-            baseline_name = baseline_name or name_of(baseline)
+            name, baseline_name = _two_names(name or name_of(model), baseline_name or name_of(baseline), history)
             comparison = look.comparison(baseline_name, rewritten_layers(model, baseline, (*chosen, *theirs)))
         report = Report(
             provenance=Provenance(
@@ -255,6 +255,18 @@ def _history(model: nn.Module | Conversion) -> tuple[dict[str, Any], ...]:
     if isinstance(model, Conversion) and model.plan is not None:  # else its origin has the records
         done += [_conversion(model.plan), *model.events]
     return tuple(done)
+
+
+def _two_names(model: str, baseline: str, history: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What to call a network and its baseline, so that a reader can tell them apart.
+
+    >>> _two_names("resnet50", "resnet50", [{"event": "convert", "to": "gn"}, {"event": "calibrate"}])
+    ('resnet50 (gn, calibrate)', 'resnet50 (original)')
+    """
+    if model != baseline:
+        return model, baseline
+    done = [str(event.get("to") or event.get("event")) for event in history if event.get("event")]
+    return f"{model} ({', '.join(dict.fromkeys(done)) or 'model'})", f"{baseline} (original)"
 
 
 def _conversion(plan: ConversionPlan) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Views:
     numbered    starts again and gives each batch with the number of its first image: among all of the processes' images
     repeatable  whether going through a second time gives the same again
     failure     what is wrong with images of which this process, of several, could read none
+    config      the first pre-processing, where it is known
     """
 
     numbered: Callable[[], Iterator[tuple[int, View]]]
@@ -40,6 +41,7 @@ class Views:
     skipped: list[str] = field(default_factory=list)
     repeatable: bool = True
     failure: Callable[[], DataError | None] = lambda: None
+    config: DataConfig | None = None
 
     def __iter__(self) -> Iterator[View]:
         return (view for _, view in self.numbered())
@@ -88,7 +90,14 @@ def open_views(
             workers=workers,
             shard=shard,
         )
-        return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
+        return Views(
+            batches.numbered,
+            batches.total,
+            data.name,
+            batches.skipped,
+            failure=lambda: batches.failure,
+            config=configs_of(models)[0],
+        )
     check_way(labels)
     check_at_least(1, max_images=max_images)
     once = iter(data) is data
