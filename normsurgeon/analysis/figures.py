@@ -93,12 +93,21 @@ def _tree_chart(rows: Rows) -> Iterator[Chart]:
         for part in name.split("."):
             path = f"{path}.{part}" if path else part
             worst[path] = max(worst.get(path, (-1.0, "")), (errors[name], name))
-    nodes = []
+    most, where = max((error, name) for name, error in errors.items())
+    root = "network"
+    nodes = [(root, "", most, f"relative error at most {significant(most)}, at {where}")]
     for path, (error, name) in worst.items():
         number = errors.get(path, error)
         inside = f"\nworst inside: {name}" if path not in errors else ""
-        nodes.append((path, path.rpartition(".")[0], number, f"{path}\nrelative error {significant(number)}{inside}"))
-    most, where = max((error, name) for name, error in errors.items())
+        parent = path.rpartition(".")[0]
+        nodes.append(
+            (
+                f".{path}",
+                f".{parent}" if parent else root,
+                number,
+                f"{path}\nrelative error {significant(number)}{inside}",
+            )
+        )
 
     def figure() -> Figure:
         from normsurgeon.render import charts
@@ -106,7 +115,7 @@ def _tree_chart(rows: Rows) -> Iterator[Chart]:
         return charts.tree(nodes, unit="relative error", high=max(most, 1e-6))
 
     note = "Each module in the colour of its own relative error, or of the worst inside it. A click opens a part."
-    summary = f"a tree of {len(nodes)} modules; the greatest relative error is {significant(most)}, at {where}"
+    summary = f"a tree of {len(nodes) - 1} modules; the greatest relative error is {significant(most)}, at {where}"
     yield Chart("comparison-tree", "The network, coloured by its drift", summary, figure, note, wide=True)
 
 

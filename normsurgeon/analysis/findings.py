@@ -195,7 +195,7 @@ def _drift(comparison: Comparison | None, statistics: Sequence[LayerStatistics])
     advice = "the layer table says where; recover it with data, or convert fewer layers"
     if gains:
         place, share = max(gains.items(), key=lambda gain: gain[1])
-        text += f"; {share:.0%} of the squared error of {len(trunk)} {kinds[place]}s in a row begins at {place}"
+        text += f"; of what the squared error of the {len(trunk)} {kinds[place]}s gains, {share:.0%} is at {place}"
         advice = (
             f"concentrated: keep the batch norms there (--keep '{place}*') or give them another target"
             if share >= 0.5

@@ -231,18 +231,21 @@ def histograms(samples: Mapping[str, Sequence[float]], *, x_title: str = "", bin
 
 
 def tree(
-    nodes: Sequence[tuple[str, str, Number, str]], *, unit: str = "", low: float = 0.0, high: float = 1.0
+    nodes: Sequence[tuple[str, str, float, str]], *, unit: str = "", low: float = 0.0, high: float = 1.0
 ) -> go.Figure:
-    """A tree of named parts from left to right, coloured by a number: (path, parent's path, number, hover text)."""
-    names = [path.rpartition(".")[2] if parent else path for path, parent, *_ in nodes]
+    """A tree of named parts from left to right, coloured by a number: (id, parent's id, number, hover text).
+
+    The first is the root, whose parent is empty; a part is called what stands behind the last dot of its id.
+    """
     parents = {parent for _, parent, *_ in nodes}
     leaves = [path for path, *_ in nodes if path not in parents]
+    names = [path.rpartition(".")[2] for path, *_ in nodes]
     figure = _figure(max(360, min(1400, 15 * len(leaves))), showlegend=False)
     figure.add_icicle(
-        ids=[path or "\u200b" for path, *_ in nodes], labels=[label(name) for name in names],
+        ids=[path for path, *_ in nodes], labels=[label(name) for name in names],
         parents=[parent for _, parent, *_ in nodes], values=[0 if path in parents else 1 for path, *_ in nodes],
-        branchvalues="remainder", sort=False, root_color="rgba(0,0,0,0)", tiling_pad=1,
-        marker={"colors": [math.nan if value is None else value for _, _, value, _ in nodes], "colorscale": "Cividis",
+        branchvalues="remainder", sort=False, tiling_pad=1,
+        marker={"colors": [value for _, _, value, _ in nodes], "colorscale": "Cividis",
                 "cmin": low, "cmax": high, "showscale": True, "line_width": 0,
                 "colorbar": {"title": {"text": label(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0}},
         text=[label(hover) for *_, hover in nodes], textinfo="label", hovertemplate="%{text}<extra></extra>",
@@ -283,17 +286,21 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
     """
     if len(names) <= few:
         return list(enumerate(names))
-    begins: list[int] = []
-    parts: list[str] = []
+    apart = len(names) / (2 * MAX_TICKS)
     for depth in (1, 2, 3):
         parts = [".".join(name.split(".")[:depth]) for name in names]
         begins = [i for i, part in enumerate(parts) if part not in parts[:i]]
-        if len(begins) >= 3 or len(begins) == len(names):
-            break
-    if 3 <= len(begins) <= MAX_TICKS:
-        apart = len(names) / (2 * MAX_TICKS)
-        clear = [i for k, i in enumerate(begins) if k == 0 or i - begins[k - 1] >= apart]
-        return [(i, parts[i]) for i in clear]
+        # Of parts that begin close together the longest has the tick.
+        sizes = {i: parts.count(parts[i]) for i in begins}
+        clear: list[int] = []
+        for i in begins:
+            if clear and i - clear[-1] < apart:
+                if sizes[i] <= sizes[clear[-1]]:
+                    continue
+                clear.pop()
+            clear.append(i)
+        if 3 <= len(clear) <= MAX_TICKS:
+            return [(i, parts[i]) for i in clear]
     step = max(1, math.ceil(len(names) / MAX_TICKS))
     return [(i, names[i]) for i in range(0, len(names), step)]
 
