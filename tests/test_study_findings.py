@@ -23,6 +23,7 @@ def texts(results: Results, kind: str) -> list[str]:
     return [finding.text for finding in found_in(results) if finding.kind == kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seeds", "norms"), [(3, ("bn", "gn", "ln")), (5, ("bn", "gn", "ln", "in", "rms"))])
 def test_no_sentence_claims_a_difference_on_noise(seeds: int, norms: tuple[str, ...]) -> None:
     """200 studies of nothing: those with any claim are 5 % at most, within the binomial's 99.9 %."""
