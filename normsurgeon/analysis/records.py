@@ -90,7 +90,7 @@ class Similarity:
     cka          debiased linear CKA, minibatch estimator (Kornblith et al., 1905.00414; Nguyen et al., 2010.15327)
     cosine       mean over images of the cosine of the two features, where their shapes agree
     gram_cosine  cosine of the two centred sample-Gram matrices
-    samples      images; ``batch_size`` is what the minibatch estimator averaged over
+    samples      images; ``batch_size`` is how many of them the estimator compared at a time, at least
     notes        what limits the figures, in words
     """
 

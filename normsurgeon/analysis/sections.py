@@ -60,7 +60,7 @@ def similarity_section(similarity: Similarity | None) -> Section:
     """How alike the layers of the network are."""
     blocks: tuple[Block, ...] = ()
     if it := similarity:
-        note = f"Every layer with every layer, from {it.samples} images in batches of {it.batch_size}."
+        note = f"Every layer with every layer, from {it.samples} images, at least {it.batch_size} at a time."
         maps = {"CKA": it.cka, "Gram cosine": it.gram_cosine, "cosine": it.cosine}
         chart = figures.heat_chart("similarity-map", "Similarity of the layers", note, it.layers, it.layers, maps)
         blocks = (*chart, *_notes(it.notes))
