@@ -283,6 +283,19 @@ def test_a_network_that_was_trained_before_its_conversion_has_both_events_in_tha
     assert [event["event"] for event in report.history] == ["finetune", "convert"]
 
 
+def test_sensitivity_is_measured_on_request_and_says_before_how_long_it_takes():
+    said: list[str] = []
+    images, how = [torch.randn(4, 3, 32, 32)], {"layers": ["bn1", "fc"], "on_message": said.append}
+    quick = ns.analyze(NETWORK, images, **how)
+    assert (quick.statistics is not None, quick.similarity is not None, quick.sensitivity) == (True, True, None)
+    assert said == []
+    asked = ns.analyze(NETWORK, images, methods=["taylor"], **how)
+    assert [measure.method for measure in asked.sensitivity] == ["taylor"]
+    assert asked.statistics == quick.statistics
+    (line,) = said
+    assert re.fullmatch(r"sensitivity of 2 layers on 4 images \(taylor\): about \d+ s", line)
+
+
 def stop_at(stage: str, done: int, name: str):
     """A callback that sends the process a signal at a certain step."""
 
@@ -352,7 +365,9 @@ def test_a_stopped_command_writes_what_was_done_and_says_so(run, folder, tmp_pat
     done = run("test_resnet", "--random-init", "--data", str(folder), "--only", "sensitivity", "--methods",
                "taylor,fisher", "--html", str(page), "--json-file", str(file))  # fmt: skip
     assert done.exit_code == 143
-    assert done.stderr.splitlines() == [
+    first, *rest = done.stderr.splitlines()
+    assert re.fullmatch(r"sensitivity of 35 layers on 5 images \(taylor, fisher\): about \d+ s", first)
+    assert rest == [
         f"wrote {page}",
         f"wrote {file}",
         "error: stopped by SIGTERM in the sensitivity, of which taylor is done; what was done is written",

@@ -40,7 +40,7 @@ def analyze(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PARTS", help="Any of statistics, similarity, sensitivity (default), swap."),
+        typer.Option(metavar="PARTS", help="Any of statistics, similarity (default), sensitivity, swap."),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -54,7 +54,7 @@ def analyze(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Of sensitivity: taylor, fisher, hessian_trace, noise (default), conductance, "
+            help="Measure sensitivity by taylor, fisher, hessian_trace, noise (default), conductance, "
             "gradient_x_activation, feature_ablation.",
         ),
     ] = None,
@@ -85,7 +85,7 @@ def analyze(
         ),
     ] = False,
 ) -> None:
-    """Statistics, similarity and sensitivity of MODEL's layers, as a report.
+    """Statistics and similarity of MODEL's layers, and sensitivity on request, as a report.
 
     Under torchrun and accelerate launch the processes share the images; sensitivity is measured by the first.
     """
@@ -124,6 +124,7 @@ def analyze(
                 workers=workers,
                 example_inputs=options.example_inputs(input_shape),
                 on_progress=on_progress,
+                on_message=print_message,
                 name=model,
                 baseline_name=baseline,
                 command=shlex.join(["normsurgeon", *sys.argv[1:]]),

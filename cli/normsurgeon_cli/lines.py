@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from normsurgeon.render.formatting import duration
+
 QUIET = 5.0
 """Seconds without a line: at first, and at least between two."""
 RARER = 0.05
@@ -68,17 +70,3 @@ class Lines:
     def _run(self) -> None:
         while not self._over.wait(max(QUIET, RARER * (self.now() - self.began))):
             self.show(self.line())
-
-
-def duration(seconds: float) -> str:
-    """Rounded as an estimate deserves.
-
-    >>> duration(3.4), duration(60), duration(5000), duration(100_000)
-    ('3 s', '1 minute', '83 minutes', '27.8 hours')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        minutes = round(seconds / 60)
-        return f"{minutes} minute{'' if minutes == 1 else 's'}"
-    return f"{seconds / 3600:.1f} hours"

@@ -11,9 +11,10 @@ import typer
 
 from normsurgeon.errors import TrainingError, UsageError
 from normsurgeon.render.document import Column, Table
+from normsurgeon.render.formatting import duration
 from normsurgeon_cli import options
 from normsurgeon_cli.console import err, out, print_json, print_message, print_table, progress, status
-from normsurgeon_cli.lines import Lines, duration
+from normsurgeon_cli.lines import Lines
 
 if TYPE_CHECKING:
     from normsurgeon._util.progress import Progress

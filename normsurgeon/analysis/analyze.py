@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -24,15 +24,17 @@ from normsurgeon.analysis.findings import find
 from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
 from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.changes import sweep_norms
-from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
+from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity, passes
 from normsurgeon.analysis.similarity import GROUP
 from normsurgeon.analysis.streaming import Pass
+from normsurgeon.calls import on, outputs_of
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
 from normsurgeon.errors import AnalysisStopped, UsageError
 from normsurgeon.inference.run import eval_mode, home_of, name_of, placed
 from normsurgeon.inference.views import Data, open_views
 from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.render.formatting import duration, plural
 from normsurgeon.selection.swap_report import SwapSensitivity
 from normsurgeon.selection.swap_sensitivity import swap_sensitivity
 from normsurgeon.surgery.convert import Conversion
@@ -40,7 +42,8 @@ from normsurgeon.surgery.plan import ConversionPlan
 from normsurgeon.version import __version__
 
 PARTS = ("statistics", "similarity", "sensitivity", "swap")
-DEFAULT_PARTS = PARTS[:3]
+DEFAULT_PARTS = PARTS[:2]
+"""What takes seconds; the others take minutes."""
 MAX_SWAP_IMAGES = 128
 
 
@@ -50,13 +53,13 @@ def analyze(
     *,
     baseline: nn.Module | None = None,
     labels: Labels = "by-name",
-    only: Sequence[str] = DEFAULT_PARTS,
+    only: Sequence[str] | None = None,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = KINDS,
     batch_size: int = 16,
     max_images: int | None = None,
     sensitivity_images: int = 32,
-    methods: Sequence[str] = DEFAULT_METHODS,
+    methods: Sequence[str] | None = None,
     sweep: bool = False,
     swap_to: str = "gn",
     seed: int = 0,
@@ -64,6 +67,7 @@ def analyze(
     workers: int = 0,
     example_inputs: Any = None,
     on_progress: OnProgress | None = None,
+    on_message: Callable[[str], None] | None = None,
     name: str | None = None,
     baseline_name: str | None = None,
     command: str | None = None,
@@ -76,7 +80,8 @@ def analyze(
     baseline     a second network, usually the original of a conversion: layers of one name are compared
     labels       as for ``evaluate``; without any, sensitivity is measured with the network's own answers
     only         any of ``statistics``, ``similarity``, ``sensitivity``, and ``swap``: what converting each batch norm
-                 does (see ``swap_sensitivity``)
+                 does (see ``swap_sensitivity``). Default: the first two, and sensitivity where ``methods`` or ``sweep``
+                 ask for it
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
     batch_size   images a batch: nothing depends on it but time and memory. Similarity compares 16 images at a time, and
@@ -84,12 +89,14 @@ def analyze(
     max_images   only that many, spread evenly over a data set
     sensitivity_images  the first of them that sensitivity is measured with: it needs several passes with gradients
     swap_to             the norm that ``swap`` puts in the place of each batch norm: ``gn``, ``gn:8``, ``ln``, …
-    methods, sweep      which measures of sensitivity, and whether to try other settings of each norm
+    methods, sweep      which measures of sensitivity (default: taylor, fisher, hessian_trace, noise), and whether to
+                        try other settings of each norm
     seed         of the sample behind the effective rank, of probes and noise
     device       where to run; the models are put back afterwards
     example_inputs  what the model is called with, as for ``convert``: for what surrounds its layers, where that
                  cannot be known from the first of them
     on_progress  called with a Progress after each batch
+    on_message   called with about how long sensitivity will take, before it begins
 
     Both models run in eval mode without gradients; afterwards they are as they were. One pass over the images for
     statistics and similarity together; memory does not grow with their number.
@@ -110,11 +117,12 @@ def analyze(
     ('bn1', (32, 32, 32))
     """
     started = time.perf_counter()
-    parts = _check_parts(only)
+    asked = methods is not None or sweep
+    parts = _check_parts(only if only is not None else (*DEFAULT_PARTS, *(["sensitivity"] if asked else ())))
     history = _history(model)
     model = model.model if isinstance(model, Conversion) else model
     assert isinstance(model, nn.Module)
-    methods = check_methods(methods)
+    methods = check_methods(DEFAULT_METHODS if methods is None else methods)
     check_at_least(1, sensitivity_images=sensitivity_images)
     models = [model] if baseline is None else [model, baseline]
     chosen = choose_layers(model, layers, kinds, example_inputs)
@@ -139,7 +147,7 @@ def analyze(
         points: tuple[SweepPoint, ...] = ()
         if "sensitivity" in parts and not stop:
             sensitivity, points = _sensitivity(
-                model, look.first_images, layers, chosen, methods, sweep, seed, on_progress, stop
+                model, look.first_images, layers, chosen, methods, sweep, seed, on_progress, on_message, stop
             )
             names = ", ".join(each.method for each in sensitivity or ()) or "nothing"
             unfinished = f"in the sensitivity, of which {names} is done" if stop else ""
@@ -208,6 +216,7 @@ def _sensitivity(
     sweep: bool,
     seed: int,
     on_progress: OnProgress | None,
+    on_message: Callable[[str], None] | None,
     stop: Stop,
 ) -> tuple[tuple[Sensitivity, ...] | None, tuple[SweepPoint, ...]]:
     """Each method, and the sweep; if a signal stops it, those that are done."""
@@ -219,6 +228,12 @@ def _sensitivity(
 
     owners = [layer.name for layer in chosen if next(layer.module.parameters(), None) is not None]
     norms = [layer.name for layer in chosen if layer.kind == "norm"]
+    if on_message is not None:
+        seconds = _seconds_of(model, held) * sum(passes(method, len(owners)) for method in methods)
+        on_message(
+            f"sensitivity of {plural(len(owners), 'layer')} on {plural(total, 'image')} ({', '.join(methods)}): about "
+            f"{duration(seconds)}" + (", and the sweep of the norms" if sweep else "")
+        )
     found: list[Sensitivity] = []
     points: tuple[SweepPoint, ...] = ()
     try:
@@ -233,6 +248,15 @@ def _sensitivity(
     except KeyboardInterrupt as error:
         stop.signal = signal_of(error)
     return tuple(found) or None, points
+
+
+def _seconds_of(model: nn.Module, held: list[tuple[Tensor, Tensor | None]]) -> float:
+    """How long a forward pass over these images takes."""
+    started = time.perf_counter()
+    with torch.no_grad():
+        for images, _ in held:
+            outputs_of(model, on(images, *home_of(model)))
+    return time.perf_counter() - started
 
 
 def _check_parts(only: Sequence[str]) -> tuple[str, ...]:

@@ -166,6 +166,20 @@ def plural(number: int, one: str) -> str:
     return f"{number} {one if number == 1 else one + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Rounded as an estimate deserves.
+
+    >>> duration(3.4), duration(60), duration(5000), duration(100_000)
+    ('3 s', '1 minute', '83 minutes', '27.8 hours')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        minutes = round(seconds / 60)
+        return f"{minutes} minute{'' if minutes == 1 else 's'}"
+    return f"{seconds / 3600:.1f} hours"
+
+
 def short_name(name: str, width: int) -> str:
     """A layer's name in at most ``width`` characters; the end, which tells layers apart, is kept longest.
 
