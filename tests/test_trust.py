@@ -473,6 +473,7 @@ def test_no_control_character_reaches_a_terminal(monkeypatch, terminal: bool) ->
     for stream in streams.values():
         text = stream.getvalue()
         assert r"a\x1b[2J\x9b31m\u202eb" in text
+        assert r"\x07\udcff\x00" in text
         for style in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[1;33m"):
             text = text.replace(style, "")
         assert not (STEERING - {"\n"}) & set(text)
