@@ -16,7 +16,7 @@ from torch import nn
 from normsurgeon.errors import CheckpointError, ConversionError, LoadingError, UsageError
 from normsurgeon.models.described import described, shown_arguments
 from normsurgeon.models.origin import Origin, attach_origin, header_of, origin_of
-from normsurgeon.models.rebuilding import rebuild, rebuilt, source_in
+from normsurgeon.models.rebuilding import rebuild, rebuilt, replayed, source_in
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
 from normsurgeon.printable import one_short_line
@@ -144,15 +144,14 @@ def _with_weights(
 ) -> nn.Module:
     """The architecture that the user named, with a file's weights.
 
-    Of a file that normsurgeon did not write (no ``origin``) it is made with as many classes and channels as the weights
-    have, where ``source`` does not say otherwise.
+    It is made with as many classes and channels as the weights have, where ``source`` does not say otherwise.
     """
-    foreign = origin is None
     origin = replace(origin or Origin(source), source=source)
     if source.kind != "callable" and not source.name.startswith(HUB_PREFIXES):
-        return rebuilt(source, state, origin, where, on_message, prefix, read_arguments=foreign)
+        return rebuilt(source, state, origin, where, on_message, prefix, read_arguments=True)
     model = build(source)
-    shown = shown_arguments(source, model, state, where, prefix) if foreign else {}
+    compared = replayed(build(source), origin) if origin.plans else model
+    shown = shown_arguments(source, compared, state, where, prefix)
     if shown:
         source = replace(source, kwargs={**source.kwargs, **shown})
         model = build(source)
