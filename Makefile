@@ -29,8 +29,8 @@ demo: $(VENV)/.demo       ## real weights, photographs, four conversions
 test: $(VENV)/.dev        ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-system: $(VENV)/.dev ## the tests that start processes or a browser, and the notebooks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --override-ini addopts="-q --strict-markers" -m "system and not slow"
+test-system: $(VENV)/.dev ## the tests that take longer, start processes or a browser, and the notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --override-ini addopts="-q --strict-markers" -m "(system or long) and not slow"
 
 test-all: test test-system ## both, as CI runs them
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +20,15 @@ from normsurgeon.norms.batchnorm import is_batch_norm
 torch.set_num_threads(1 if {"PYTEST_XDIST_WORKER", "OMP_NUM_THREADS"} & os.environ.keys() else 2)
 
 IMAGENET_SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs get it, and keep it on purpose
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def few(names: Iterable[str], every: int = 4) -> list[Any]:
+    """Parameters of a test, of which the fast suite takes some and make test-all the others."""
+    return [pytest.param(name, marks=[pytest.mark.long] if i % every else []) for i, name in enumerate(names)]
 
 
 @pytest.fixture(autouse=True)

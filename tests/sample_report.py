@@ -7,9 +7,14 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from normsurgeon.analysis.records import (
+    Answers,
     Comparison,
     Finding,
+    Flip,
+    Guess,
     LayerPair,
     LayerStatistics,
     Matrix,
@@ -20,6 +25,7 @@ from normsurgeon.analysis.records import (
     SweepPoint,
 )
 from normsurgeon.analysis.report import Report
+from normsurgeon.data.thumbnails import thumbnail
 
 Named = tuple[str, str, str, tuple[int, ...]]
 """Layer, kind, class, shape."""
@@ -146,6 +152,16 @@ def similarity(layers: list[Named]) -> Similarity:
     )
 
 
+def answers() -> Answers:
+    """Two images with another answer, one of them with a picture."""
+    flips = (
+        Flip(17, 2.1, (Guess("tabby, tabby cat", 0.61), Guess("tiger cat", 0.22)), (Guess("lynx", 0.4),), "tiger cat",
+             thumbnail(torch.linspace(0, 1, 3 * 8 * 8).reshape(3, 8, 8))),
+        Flip(3, 0.7, (Guess("<b>", 0.5),), (Guess("pier", 0.3), Guess("dock", 0.2)), None, None),
+    )  # fmt: skip
+    return Answers(500, 0.0154, 0.806, 0.0177, 0.884, 0.0143, 47, 8, 69, flips)
+
+
 def comparison(layers: list[Named], baseline: str) -> Comparison:
     """Layers that drift from the baseline with depth; the head has no counterpart of the same shape."""
     rng = random.Random(11)
@@ -181,6 +197,7 @@ def comparison(layers: list[Named], baseline: str) -> Comparison:
         samples=500,
         agreement=0.862,
         kl=0.1734,
+        answers=answers(),
         notes=("the cosine is left out where the shapes differ",),
     )
 

@@ -7,6 +7,8 @@ import pytest
 import timm
 import torch
 from conftest import ConvNet, randomise_
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -59,21 +61,56 @@ def test_cka_of_independent_features_far_wider_than_the_sample_is_0():
     assert max(map(abs, values)) <= 0.02
 
 
-def test_minibatches_are_averaged_before_the_ratio():
+def test_groups_of_16_images_are_averaged_before_the_ratio():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(24, 30)), rng.normal(size=(24, 40))
     y[:, :30] += x
     model = nn.Sequential(nn.Linear(30, 30, bias=False), nn.Linear(30, 40, bias=False)).double()
-    mine = ns.analyze(model, [torch.from_numpy(x[:8]), torch.from_numpy(x[8:])], only=SIMILARITY).similarity
+    mine = ns.analyze(model, [torch.from_numpy(x[:5]), torch.from_numpy(x[5:])], only=SIMILARITY).similarity
     with torch.no_grad():
         first = model[0](torch.from_numpy(x)).numpy()
         second = model(torch.from_numpy(x)).numpy()
     sums = np.zeros(3)
-    for rows in (slice(0, 8), slice(8, 24)):
+    for rows in (slice(0, 16), slice(16, 24)):
         k, m = first[rows] @ first[rows].T, second[rows] @ second[rows].T
         sums += hsic1(k, m), hsic1(k, k), hsic1(m, m)
     assert mine.cka[0][1] == pytest.approx(sums[0] / np.sqrt(sums[1] * sums[2]), abs=1e-9)
     assert (mine.samples, mine.batch_size) == (24, 8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 45), min_size=1, max_size=9), st.booleans())
+def test_similarity_does_not_depend_on_the_batches(sizes, labelled):
+    images = torch.randn(sum(sizes), 6, generator=torch.Generator().manual_seed(len(sizes))).double()
+    labels = torch.arange(len(images)) % 2
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 2)).double().eval()
+    batches = list(zip(images.split(sizes), labels.split(sizes), strict=True)) if labelled else images.split(sizes)
+    found, whole = (ns.analyze(model, data, only=SIMILARITY).similarity for data in (batches, [images]))
+    assert (found.samples, found.batch_size, found.notes) == (whole.samples, whole.batch_size, whole.notes)
+    for measure in ("cka", "cosine", "gram_cosine"):
+        mine, all_at_once = (np.array(getattr(each, measure), float) for each in (found, whole))
+        np.testing.assert_allclose(mine, all_at_once, atol=1e-9)
+
+
+@pytest.mark.long
+def test_the_demo_network_has_one_cka_at_any_batch_size(imagenet_sample):
+    model = ns.load("demo")
+    found = []
+    for size in (5, 8, 16, 40):
+        report = ns.analyze(model, str(imagenet_sample), only=SIMILARITY, batch_size=size, max_images=40)
+        found.append(np.array(report.similarity.cka, float))
+    by_5, by_8, by_16, by_40 = found
+    assert (by_5 == by_16).all()
+    assert (by_8 == by_16).all()
+    assert np.abs(by_40 - by_16).max() < 1e-5  # other batches round otherwise in float32; in float64 it is 1e-9, above
+
+
+def test_images_of_two_sizes_are_compared_each_with_its_own_kind():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1)).eval()
+    large, small = torch.randn(3, 3, 12, 12), torch.randn(6, 3, 8, 8)
+    found = ns.analyze(model, [large, large, small], only=SIMILARITY).similarity
+    assert (found.samples, found.batch_size) == (12, 6)
 
 
 def test_a_mean_far_larger_than_the_differences_does_not_drown_them():
@@ -102,7 +139,7 @@ def test_cka_agrees_with_torch_cka():
         patch.setattr("torch_cka.cka.tqdm", lambda iterator, **_: iterator)
         torch.set_default_dtype(torch.float64)  # its vectors of ones have the default type
         try:
-            judge.compare(loader(images, 8))
+            judge.compare(loader(images, 16))
         finally:
             torch.set_default_dtype(torch.float32)
     expected = judge.export()["CKA"].numpy()
@@ -125,7 +162,7 @@ def test_cka_agrees_with_pytorch_cka_where_that_does_not_clip():
     names = ["conv1.0", "layer1.0.conv1", "layer2.0.conv2", "layer4.0.conv2", "fc"]
     ours = ns.analyze(model, images.split(12), only=SIMILARITY, layers=names).similarity
     assert list(ours.layers) == names
-    expected = peer.compute_cka(model, model, loader(images, 12), layers=names, progress=False)[0]
+    expected = peer.compute_cka(model, model, loader(images, 16), layers=names, progress=False)[0]
     np.testing.assert_allclose(np.array(ours.cka, float).clip(0, 1), np.asarray(expected, float), atol=1e-5)
 
 
@@ -143,9 +180,8 @@ def test_plain_cosine_and_gram_cosine_equal_their_definitions():
     assert report.cosine[i][j] == pytest.approx(cosine, abs=1e-5)
     assert report.cosine[i][i] == pytest.approx(1, abs=1e-6)
     products = np.zeros(3)
-    for rows in (slice(0, 3), slice(3, 6)):
-        k, m = x[rows] @ x[rows].T, y[rows] @ y[rows].T
-        products += (k * m).sum(), (k * k).sum(), (m * m).sum()
+    k, m = x @ x.T, y @ y.T
+    products += (k * m).sum(), (k * k).sum(), (m * m).sum()
     assert report.gram_cosine[i][j] == pytest.approx(products[0] / np.sqrt(products[1] * products[2]), abs=1e-5)
 
 
@@ -164,11 +200,12 @@ def test_too_few_images_are_explained_and_never_nan():
         report = ns.analyze(model, [torch.randn(count, 3, 64, 64)], only=SIMILARITY)
         assert all(value is None for row in report.similarity.cka for value in row)
         assert report.similarity.notes[0].startswith(
-            "CKA has no value: the unbiased estimator needs at least 4 images in a batch, and the largest had fewer"
+            "CKA has no value: the unbiased estimator needs at least 4 images, and there were fewer at a time "
+            f"({count} in all)"
         )
         assert "NaN" not in str(report.to_dict())
-    mixed = ns.analyze(model, [torch.randn(6, 3, 64, 64), torch.randn(2, 3, 64, 64)], only=SIMILARITY).similarity
-    assert mixed.notes[0] == "2 of 8 images were in batches of fewer than 4 and are left out of CKA"
+    mixed = ns.analyze(model, [torch.randn(16, 3, 64, 64), torch.randn(2, 3, 64, 64)], only=SIMILARITY).similarity
+    assert mixed.notes[0] == "2 of 18 images, the last of them, are fewer than 4 at a time and are left out of CKA"
 
 
 def test_a_constant_layer_has_no_cka():

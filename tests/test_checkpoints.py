@@ -268,6 +268,7 @@ def test_a_file_is_the_same_bytes_each_time(tmp_path, ending: str) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [1000, 7])
 def test_a_network_of_torchvision_made_in_python_comes_back_by_name(tmp_path, classes: int) -> None:
     from torchvision import models

@@ -24,6 +24,7 @@ def run(monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.long
 def test_json_is_one_document_and_the_best_network_can_be_evaluated(run, tmp_path):
     done = run(*BASE, "--val", "digits", "--steps", "2", "-o", tmp_path / "run", "--json")
     assert done.exit_code == 0, done.stderr
@@ -35,6 +36,7 @@ def test_json_is_one_document_and_the_best_network_can_be_evaluated(run, tmp_pat
     assert json.loads(scored.stdout)["images"] == 10
 
 
+@pytest.mark.long
 def test_to_converts_first_and_the_original_teaches(run, tmp_path):
     done = run(
         "finetune", "test_resnet", "--random-init", "--to", "gn", "--data", "digits", "--ce", "0", "--steps", "2",
@@ -63,6 +65,7 @@ def test_resume_goes_on_and_a_second_start_is_refused(run, tmp_path):
     assert "was started with other settings: lr (5e-05 → 0.1), seed (0 → 3)" in changed.stderr
 
 
+@pytest.mark.long
 def test_without_a_folder_it_says_that_nothing_was_written(run):
     done = run(*BASE, "--val", "digits", "--steps", "1")
     assert done.exit_code == 0

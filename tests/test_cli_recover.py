@@ -19,6 +19,7 @@ def digits_network(tmp_path: Path) -> Path:
     return ns.save(network, tmp_path / "bn.safetensors")
 
 
+@pytest.mark.long
 def test_calibrate_and_reconstruct_are_done_and_reported(digits_network: Path, tmp_path: Path) -> None:
     output = tmp_path / "gn.safetensors"
     arguments = ["convert", str(digits_network), "--to", "gn", "-o", str(output), "--max-images", "64"]

@@ -29,6 +29,7 @@ def run(*arguments: object, code: int = 0):
     return result
 
 
+@pytest.mark.long
 def test_compare_is_one_json_document_and_a_page(network: Path, tmp_path: Path) -> None:
     page = tmp_path / "norms.html"
     options = ("--data", "digits", "--labels", "none", "--max-images", 64, "--to", "ln,gn", "--groups", "auto,2")
@@ -46,6 +47,7 @@ def test_compare_says_what_to_do_next(network: Path) -> None:
     assert "--to ln -o FILE.safetensors" in result.stderr
 
 
+@pytest.mark.long
 def test_a_budget_is_kept_and_the_plan_travels_with_the_file(network: Path, tmp_path: Path) -> None:
     output = tmp_path / "net-gn.safetensors"
     options = ("--to", "gn", "--budget", "kl=0.05", "--data", "digits", "--max-images", 96, "-o", output)

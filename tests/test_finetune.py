@@ -108,6 +108,7 @@ class Small(nn.Module):
         return self.net(x)
 
 
+@pytest.mark.long
 def test_when_memory_runs_out_the_micro_batch_is_halved_and_the_effective_batch_kept(convnet):
     net = converted(convnet.double(), "gn").model
     batches, said = [(images(dtype=torch.float64), labels())], []

@@ -84,6 +84,7 @@ def answers(network, some_images):
     return Answers(network, some_images)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["fold", "rms", "ln", "gn"])
 def test_most_answers_stay_the_same_on_some_images(answers, target):
     """100 of the images, so that every run of the fast tests sees real weights: agreement is at least top-1's bound
@@ -99,6 +100,7 @@ def test_the_plain_swap_keeps_nothing(answers, target):
     assert (found == answers.original(2).argmax(1)).double().mean() <= 0.04
 
 
+@pytest.mark.long
 def test_softening_is_a_dial_towards_the_fixed_affine(answers):
     kls = [answers.kl(2, to="gn"), answers.kl(2, to="gn", eps=1.0), answers.kl(2, to="gn", eps=10.0)]
     assert kls == sorted(kls, reverse=True)

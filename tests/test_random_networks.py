@@ -162,11 +162,16 @@ def test_a_wrapper_that_does_not_name_its_arguments_hides_no_reader(kind):
     assert_right(Description("PassesOn", (kind,)), "fold")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-@given(description=descriptions)
-def test_random_networks_are_converted_exactly(description):
-    assert_right(description, "affine")
-    assert_folded_where_it_can_be(description, assert_right(description, "fold"))
+@pytest.mark.parametrize("examples", [30, pytest.param(100, marks=pytest.mark.long)])
+def test_random_networks_are_converted_exactly(examples):
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(description=descriptions)
+    def check(description):
+        assert_right(description, "affine")
+        assert_folded_where_it_can_be(description, assert_right(description, "fold"))
+
+    check()
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -215,6 +220,7 @@ def test_the_networks_are_deterministic_and_depend_on_the_numbers_of_their_norms
             norm.running_mean.copy_(kept)
 
 
+@pytest.mark.long
 def test_every_kind_and_parent_is_drawn():
     drawn: set[str] = set()
 

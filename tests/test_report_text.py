@@ -43,9 +43,11 @@ def test_fits_every_width(name: str, width: int) -> None:
 
 def test_begins_with_what_was_analysed_and_the_findings() -> None:
     lines = visible(terminal(print_report, REPORTS["small"], 100))
-    assert [line.rstrip() for line in lines[:13]] == [
+    assert [line.rstrip() for line in lines[:15]] == [
         "smallnet (gn) compared with smallnet",
-        "Same answer: 86.2 %",
+        "Same answer: 86.2 ± 1.5 %",
+        "Right: 80.6 ± 1.8 %",
+        "Right before: 88.4 ± 1.4 %",
         "KL from the baseline: 0.173 nats",
         "Data: imagenet-sample",
         "Images: 500 (3 skipped)",

@@ -127,6 +127,7 @@ def test_converted_models_train_and_copy():
     torch.testing.assert_close(twin(x), model.eval()(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", ["gn", "ln", "ln2d", "in", "rms", "rms2d", "affine", "fold"])
 def test_converted_models_pass_through_torch_compile(target):
     """The eager backend runs dynamo's whole capture without a C++ compiler; fullgraph forbids graph breaks."""

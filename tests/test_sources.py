@@ -149,6 +149,7 @@ def test_what_did_not_train_does_not_train_after(source):
     assert not any(p.requires_grad for p in result.model[1].parameters())
 
 
+@pytest.mark.long
 def test_drop_and_act_of_a_norm_act_module_survive():
     norm = BatchNormAct2d(32, act_layer=nn.Hardswish, drop_layer=nn.Dropout)
     for target in ns.TARGETS:

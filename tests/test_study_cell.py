@@ -56,6 +56,7 @@ def test_a_cell_that_fails_says_what_happened(monkeypatch):
     assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: the disk is on fire")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by_epoch", [False, True])
 def test_the_last_network_is_judged_and_none_is_picked(by_epoch, tmp_path):
     grid = Grid.from_dict(
@@ -136,6 +137,7 @@ def test_augmented_images_differ_from_epoch_to_epoch_and_come_again_with_the_see
     assert first.loss != run_cell(plain, plain.cells()[0]).loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "regularization",
     [
@@ -157,6 +159,7 @@ def test_every_regularization_trains_and_makes_a_difference(regularization):
     assert outcome.loss != plain.loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "preprocessing", ["none", "min-max", "standard-per-image", "linear-prediction", "zca", "model"]
 )
@@ -166,6 +169,7 @@ def test_every_kind_of_preprocessing_trains(preprocessing):
     assert outcome.status == "done", outcome.reason
 
 
+@pytest.mark.long
 def test_a_converted_start_is_judged_before_it_is_trained(tmp_path):
     import normsurgeon as ns
 

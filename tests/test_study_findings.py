@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import pytest
@@ -23,6 +24,7 @@ def texts(results: Results, kind: str) -> list[str]:
     return [finding.text for finding in found_in(results) if finding.kind == kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("seeds", "norms"), [(3, ("bn", "gn", "ln")), (5, ("bn", "gn", "ln", "in", "rms"))])
 def test_no_sentence_claims_a_difference_on_noise(seeds: int, norms: tuple[str, ...]) -> None:
     """200 studies of nothing: those with any claim are 5 % at most, within the binomial's 99.9 %."""
@@ -160,3 +162,34 @@ def test_findings_are_plain_json() -> None:
     document = [asdict(finding) for finding in found_in(full_study())]
     assert json.loads(json.dumps(document, allow_nan=False))[0].keys() == {"kind", "severity", "text", "numbers"}
     assert {entry["severity"] for entry in document} <= {"good", "notice", "warning", "problem"}
+
+
+def at_chance(right: dict[str, Sequence[float]], chance: float = 0.1) -> Results:
+    results = study(right)
+    return replace(results, outcomes=tuple(replace(outcome, chance=chance) for outcome in results.outcomes))
+
+
+def test_networks_at_chance_carry_no_claim_about_norms() -> None:
+    guessed = {"bn": (100, 101, 99, 100), "gn": (110, 112, 109, 111)}
+    assert "difference" in {finding.kind for finding in found_in(study(guessed))}  # where chance is not known
+    found = found_in(at_chance(guessed))
+    assert [finding.kind for finding in found] == ["chance"]
+    assert found[0].text == (
+        "Nothing was learned: with bn and gn, accuracies are those of guessing (the commonest class is 10.0 %). They "
+        "carry no claim about norms."
+    )
+    assert not any(comparison.significant for comparison in comparisons(at_chance(guessed)))
+    assert {rank.rank for rank in ranking(at_chance(guessed))} == {1}
+
+
+def test_a_norm_that_learned_beats_one_that_did_not() -> None:
+    found = found_in(at_chance({"bn": (100, 101, 99, 100), "gn": (510, 513, 508, 511)}))
+    assert [finding.kind for finding in found] == ["chance", "difference"]
+    assert found[0].text.startswith("Some networks learned nothing: with bn, accuracies")
+
+
+@pytest.mark.parametrize(("right", "learned"), [(118, False), (120, True)])
+def test_guessing_may_be_right_by_two_standard_errors_of_chance(right: int, learned: bool) -> None:
+    """0.1 + 2 √(0.1 · 0.9 / 1000) = 0.119."""
+    (comparison,) = (c for c in comparisons(at_chance({"bn": (right,) * 3, "gn": (90,) * 3})) if c.scope == "overall")
+    assert comparison.learned == learned

@@ -36,6 +36,7 @@ def whole(tmp_path_factory) -> tuple[Path, list[Outcome]]:
     return folder, without_time(run_study(GRID, folder, jobs=1).results.outcomes)
 
 
+@pytest.mark.long
 def test_every_cell_has_an_outcome_and_impossible_ones_their_reason(whole):
     _, outcomes = whole
     assert [outcome.status for outcome in outcomes] == 2 * [*4 * ["done"], *2 * ["skipped"]]
@@ -49,6 +50,7 @@ def test_every_cell_has_an_outcome_and_impossible_ones_their_reason(whole):
         assert outcome.curve[-1].accuracy == outcome.accuracy
 
 
+@pytest.mark.long
 def test_the_same_seeds_give_the_same_table_again(whole, tmp_path):
     _, outcomes = whole
     assert without_time(run_study(GRID, tmp_path, jobs=1).results.outcomes) == outcomes
@@ -71,6 +73,7 @@ def test_ray_gives_the_table_of_one_process(whole, tmp_path):
     assert without_time(found.results.outcomes) == outcomes
 
 
+@pytest.mark.long
 def test_a_finished_study_runs_nothing_again(whole, monkeypatch):
     folder, outcomes = whole
     monkeypatch.setattr(run, "serial", lambda *args: pytest.fail("a cell ran"))
@@ -79,6 +82,7 @@ def test_a_finished_study_runs_nothing_again(whole, monkeypatch):
     assert messages == [f"12 of 12 cells have their results in {folder} already"]
 
 
+@pytest.mark.long
 def test_more_seeds_run_only_the_new_cells(whole, tmp_path):
     _, outcomes = whole
     run_study({**GRID, "seeds": 1}, tmp_path, jobs=1)
@@ -215,6 +219,7 @@ def test_ctrl_c_in_one_process_is_an_interruption_of_the_study(tmp_path):
     assert read_store(tmp_path)[1] == {}
 
 
+@pytest.mark.long
 def test_results_of_another_training_are_not_mixed_in(whole):
     folder, _ = whole
     with pytest.raises(
@@ -243,6 +248,7 @@ def test_a_missing_data_set_or_network_stops_a_study_before_it_begins(tmp_path):
     assert not (tmp_path / "results.sqlite").exists()
 
 
+@pytest.mark.long
 def test_pandas_opens_the_results(whole):
     pandas = pytest.importorskip("pandas")
     folder, outcomes = whole
@@ -256,6 +262,7 @@ def test_pandas_opens_the_results(whole):
     assert set(curves.cell) == set(done.key)
 
 
+@pytest.mark.long
 def test_outcomes_come_back_from_the_file_as_they_were(whole):
     folder, outcomes = whole
     facts, kept = read_store(folder)
@@ -285,6 +292,7 @@ def test_a_kept_network_gives_the_stored_accuracy_again(tmp_path):
     assert evaluate(model, test).top1 == outcome.accuracy
 
 
+@pytest.mark.long
 def test_an_analysed_cell_has_statistics_similarity_and_sensitivity(tmp_path):
     grid = {**GRID, "norms": "gn", "batch_sizes": 16, "seeds": 1, "analysis": True}
     (outcome,) = run_study(grid, tmp_path, jobs=1).results.outcomes
@@ -301,6 +309,7 @@ def test_an_analysed_cell_has_statistics_similarity_and_sensitivity(tmp_path):
     assert without_time(run_study(grid, without, jobs=1).results.outcomes) == without_time([outcome])
 
 
+@pytest.mark.long
 def test_cells_run_in_one_thread_and_the_callers_number_comes_back(whole, tmp_path, monkeypatch):
     seen: list[int] = []
 
@@ -333,6 +342,7 @@ def test_results_of_another_file_or_other_images_are_not_mixed_in(tmp_path):
         run_study(grid, tmp_path / "out", jobs=1)
 
 
+@pytest.mark.long
 def test_other_versions_are_mentioned(whole):
     folder, _ = whole
     with sqlite3.connect(folder / "results.sqlite") as connection:

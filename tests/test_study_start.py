@@ -52,6 +52,7 @@ def test_cells_that_start_from_random_weights_are_those_of_older_studies():
     assert [cell.start for cell in both.cells()] == ["scratch"] * 8 + ["converted"] * 8
 
 
+@pytest.mark.long
 def test_one_network_is_trained_for_each_seed_and_every_norm_and_rate_begins_from_it(whole):
     folder, outcomes = whole
     assert len(originals(folder)) == 2
@@ -62,6 +63,7 @@ def test_one_network_is_trained_for_each_seed_and_every_norm_and_rate_begins_fro
             assert len({value for cell, value in begun.items() if (cell.norm, cell.seed) == (norm, seed)}) == 1
 
 
+@pytest.mark.long
 def test_bn_begins_from_the_trained_network_itself_and_another_norm_from_its_conversion(whole):
     folder, outcomes = whole
     grid = Grid.from_dict(STARTS)
@@ -89,6 +91,7 @@ def test_parallel_processes_give_the_table_of_one(whole, tmp_path):
     assert without_time(run_study(STARTS, tmp_path, jobs=2).results.outcomes) == outcomes
 
 
+@pytest.mark.long
 def test_a_worker_that_shares_no_disk_trains_what_its_cell_begins_from_and_gives_the_same(whole):
     _, outcomes = whole
     grid = Grid.from_dict(STARTS)
@@ -96,12 +99,14 @@ def test_a_worker_that_shares_no_disk_trains_what_its_cell_begins_from_and_gives
     assert without_time(serial(Work(grid), [wanted.cell], lambda cell, share: None)) == [wanted]
 
 
+@pytest.mark.long
 def test_a_finished_study_trains_nothing_again(whole, monkeypatch):
     folder, outcomes = whole
     monkeypatch.setattr(run, "serial", lambda *args: pytest.fail("a network was trained"))
     assert without_time(run_study(STARTS, folder, jobs=1).results.outcomes) == outcomes
 
 
+@pytest.mark.long
 def test_a_study_that_was_stopped_goes_on_with_the_networks_that_it_has(whole, tmp_path):
     _, outcomes = whole
     few = {**STARTS, "start": "converted", "norms": "gn", "learning_rates": 0.01}
@@ -122,6 +127,7 @@ def test_a_study_that_was_stopped_goes_on_with_the_networks_that_it_has(whole, t
     ]
 
 
+@pytest.mark.long
 def test_results_that_began_from_other_networks_are_not_mixed_in(whole):
     folder, _ = whole
     with pytest.raises(
@@ -132,6 +138,7 @@ def test_results_that_began_from_other_networks_are_not_mixed_in(whole):
         run_study({**STARTS, "pretraining": {"epochs": 4}}, folder)
 
 
+@pytest.mark.long
 def test_a_study_of_random_starts_can_be_given_converted_ones_later_and_keeps_its_results(whole, tmp_path):
     _, outcomes = whole
     few = {**STARTS, "seeds": 1, "learning_rates": 0.01}
@@ -164,6 +171,7 @@ def test_a_pretraining_that_cannot_be_is_known_before_anything_runs():
         check(Grid.from_dict({**STARTS, "pretraining": {"dataset": "nowhere"}}))
 
 
+@pytest.mark.long
 def test_a_network_of_another_data_set_gets_a_new_head_and_a_kept_one_can_be_loaded(tmp_path):
     for number, name in enumerate(("cat", "dog")):
         (tmp_path / "animals" / name).mkdir(parents=True)

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sample_study import IMAGES, full_study, null_study, run, study
 from scipy import stats
+from scipy.optimize import brentq
 
 from normsurgeon._util import estimates
 from normsurgeon.study.records import Results
@@ -242,12 +243,34 @@ def test_two_seeds_are_estimated_and_not_tested() -> None:
     assert {rank.rank for rank in ranking(study({"bn": [900, 920], "gn": [500, 510]}))} == {None}
 
 
+def wilson(values: list[float]) -> tuple[float, float]:
+    """The shares p whose distance from the mean is t standard errors of ν trials at p: Wilson's definition, solved."""
+    mean, t = sum(values) / len(values), QUANTILES[len(values) - 1]
+    trials = mean * (1 - mean) * len(values) / stdev(values) ** 2
+
+    def off(p: float) -> float:
+        return (mean - p) ** 2 - t**2 * p * (1 - p) / trials
+
+    return brentq(off, 0, mean), brentq(off, mean, 1)
+
+
+@pytest.mark.parametrize("values", [[0.99, 0.994, 0.997], [0.001, 0.002, 0.02], [0.5, 0.52, 0.51], [0.0, 0.9, 0.9]])
+def test_an_accuracys_interval_is_wilsons_and_stays_within_0_and_1(values: list[float]) -> None:
+    low, high = estimates.estimate_share(values).ci or (math.nan, math.nan)
+    assert (low, high) == pytest.approx(wilson(values), abs=1e-6)
+    assert 0 <= low < sum(values) / 3 < high <= 1
+
+
+def test_a_narrow_interval_of_an_accuracy_is_students() -> None:
+    values = [0.5001, 0.5, 0.4999]
+    assert estimates.estimate_share(values).ci == pytest.approx(estimates.estimate(values).ci, abs=1e-7)
+
+
 def test_one_row_for_each_cell_with_the_seeds_pooled() -> None:
     rows = table(study({"bn": [900, 910, 950], "gn": [800]}))
     assert [(row.cell.norm, row.estimate.n) for row in rows] == [("bn", 3), ("gn", 1)]
     assert rows[0].estimate.mean == pytest.approx(0.92)
-    half = QUANTILES[2] * stdev([0.9, 0.91, 0.95]) / math.sqrt(3)
-    assert rows[0].estimate.ci == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
+    assert rows[0].estimate.ci == pytest.approx(wilson([0.9, 0.91, 0.95]), abs=1e-6)
     assert rows[1].estimate == estimates.Estimate(0.8, None, None, 1)
     assert "seed" not in rows[0].to_dict()
 

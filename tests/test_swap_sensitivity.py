@@ -184,6 +184,7 @@ def test_the_document_shows_the_worst_site_first(network: nn.Module) -> None:
     assert "rank correlation" in text
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_and_gives_the_same(network: nn.Module, tmp_path: Path) -> None:
     batches = [(images(3, 48, seed), None) for seed in range(3)]
     whole = swap_sensitivity(network, batches, to="ln", harmless=0)

@@ -41,6 +41,7 @@ def test_a_plan_within_a_budget_is_an_ordinary_plan_that_keeps_it(network: nn.Mo
     assert f"budget KL {limit:g} nats: {targets.count('gn')} of 15 sites have gn" in plan.notes[-1]
 
 
+@pytest.mark.long
 def test_one_site_more_would_not_stay_within_the_budget(network: nn.Module) -> None:
     curve = trade_off(network, BATCHES, to="gn", points=100)
     budget = Budget("kl", (curve.points[7].kl or 0) * 1.01)

@@ -313,6 +313,7 @@ def test_no_small_file_takes_seconds_or_a_gibibyte(saved: bytes, tmp_path) -> No
 # What is rebuilt without drawing random weights is the same network
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "spec",
     ["test_resnet", "test_efficientnet", "efficientvit_m0", "levit_128s", "torchvision:regnet_y_400mf", "mixnet_s"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -25,6 +25,7 @@ from normsurgeon.analysis.records import Provenance, Sensitivity, SweepPoint
 from normsurgeon.analysis.report import Report
 from normsurgeon.analysis.sensitivity.changes import sweep_norms
 from normsurgeon.analysis.sensitivity.measure import DEFAULT_METHODS, check_methods, measure_sensitivity
+from normsurgeon.analysis.similarity import GROUP
 from normsurgeon.analysis.streaming import Pass
 from normsurgeon.data.label_ways import Labels
 from normsurgeon.distributed import ALONE, from_main_process, is_main_process, own_device, own_shard, together
@@ -78,7 +79,8 @@ def analyze(
                  does (see ``swap_sensitivity``)
     layers       globs over module paths; none: all modules of the given ``kinds``
     kinds        ``norm``, ``convolution``, ``linear``, ``block`` (residual blocks)
-    batch_size   images a batch; statistics do not depend on it, debiased CKA is averaged over batches of it
+    batch_size   images a batch: nothing depends on it but time and memory. Similarity compares 16 images at a time, and
+                 rounds it up to a multiple of that
     max_images   only that many, spread evenly over a data set
     sensitivity_images  the first of them that sensitivity is measured with: it needs several passes with gradients
     swap_to             the norm that ``swap`` puts in the place of each batch norm: ``gn``, ``gn:8``, ``ln``, …
@@ -125,7 +127,9 @@ def analyze(
         stack.enter_context(eval_mode(*models))
         look = Pass(chosen, theirs, parts, seed, sensitivity_images if "sensitivity" in parts else 0)
         shard = own_shard() if look.shared else ALONE
-        views = open_views(data, models, batch_size, max_images, workers, False, shard, True, labels)
+        views = open_views(
+            data, models, batch_size, max_images, workers, False, shard, True, labels, GROUP if look.similar else 1
+        )
         stop = stack.enter_context(stopped_by_signals()) if own_shard().world == 1 else Stop()
         look.run(model, baseline, views, on_progress, stop)
         if not is_main_process():
@@ -160,7 +164,7 @@ def analyze(
         where = str(home_of(model)[0])
         comparison = None
         if baseline is not None:
-            baseline_name = baseline_name or name_of(baseline)
+            name, baseline_name = _two_names(name or name_of(model), baseline_name or name_of(baseline), history)
             comparison = look.comparison(baseline_name, rewritten_layers(model, baseline, (*chosen, *theirs)))
         report = Report(
             provenance=Provenance(
@@ -255,6 +259,18 @@ def _history(model: nn.Module | Conversion) -> tuple[dict[str, Any], ...]:
     if isinstance(model, Conversion) and model.plan is not None:  # else its origin has the records
         done += [_conversion(model.plan), *model.events]
     return tuple(done)
+
+
+def _two_names(model: str, baseline: str, history: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """What to call a network and its baseline, so that a reader can tell them apart.
+
+    >>> _two_names("resnet50", "resnet50", [{"event": "convert", "to": "gn"}, {"event": "calibrate"}])
+    ('resnet50 (gn, calibrate)', 'resnet50 (original)')
+    """
+    if model != baseline:
+        return model, baseline
+    done = [str(event.get("to") or event.get("event")) for event in history if event.get("event")]
+    return f"{model} ({', '.join(dict.fromkeys(done)) or 'model'})", f"{baseline} (original)"
 
 
 def _conversion(plan: ConversionPlan) -> dict[str, Any]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 KINDS = ("norm", "convolution", "block", "linear", "", "", "other")
 """Kinds of layer, each at the place of its colour."""
-MOST_BARS, MOST_SITES, MOST_IN_WORDS = 25, 5, 10
+MOST_BARS, MOST_SITES, MOST_IN_WORDS, MOST_LAYERS = 25, 5, 10, 20
+MIN_CHANNELS = 8
+"""Below which a histogram says nothing."""
 
 _Spec = tuple[str, str, str, str, tuple[tuple[str, ...], ...]]
 """Id, title, note, scale, and the lines: key, label, and for a band the keys of its edges."""
@@ -75,8 +77,72 @@ def profile_charts(rows: Rows) -> tuple[Chart, ...]:
 
 
 def comparison_charts(rows: Rows) -> tuple[Chart, ...]:
-    """How far each layer is from the baseline's layer of the same name, and both profiles."""
-    return tuple(_depth_charts("comparison", _COMPARISON, rows))
+    """How far each layer is from the baseline's layer of the same name, both profiles, and the channels of some."""
+    return (*_depth_charts("comparison", _COMPARISON, rows), *_tree_chart(rows), *_channel_chart(rows))
+
+
+def _tree_chart(rows: Rows) -> Iterator[Chart]:
+    """The modules as a tree, each in the colour of the worst layer in it."""
+    drift = {row.layer: row.pair.relative_error for row in rows if row.pair and not row.pair.rewritten}
+    errors = {name: error for name, error in drift.items() if error is not None and math.isfinite(error)}
+    if len(errors) < 2:
+        return
+    worst: dict[str, tuple[float, str]] = {}
+    for name in errors:
+        path = ""
+        for part in name.split("."):
+            path = f"{path}.{part}" if path else part
+            worst[path] = max(worst.get(path, (-1.0, "")), (errors[name], name))
+    most, where = max((error, name) for name, error in errors.items())
+    root = "network"
+    nodes = [(root, "", most, f"relative error at most {significant(most)}, at {where}")]
+    for path, (error, name) in worst.items():
+        number = errors.get(path, error)
+        inside = f"\nworst inside: {name}" if path not in errors else ""
+        parent = path.rpartition(".")[0]
+        nodes.append(
+            (
+                f".{path}",
+                f".{parent}" if parent else root,
+                number,
+                f"{path}\nrelative error {significant(number)}{inside}",
+            )
+        )
+
+    def figure() -> Figure:
+        from normsurgeon.render import charts
+
+        return charts.tree(nodes, unit="relative error", high=max(most, 1e-6))
+
+    note = "Each module in the colour of its own relative error, or of the worst inside it. A click opens a part."
+    summary = f"a tree of {len(nodes) - 1} modules; the greatest relative error is {significant(most)}, at {where}"
+    yield Chart("comparison-tree", "The network, coloured by its drift", summary, figure, note, wide=True)
+
+
+def _channel_chart(rows: Rows) -> Iterator[Chart]:
+    """Before and after, the channels' standard deviations of the layers that differ most; a choice of the layer."""
+    found: list[tuple[float, str, list[float], list[float]]] = []
+    for row in rows:
+        if row.pair and not row.pair.rewritten and row.statistics and row.baseline:
+            before, after = ([v for v in x.channel_stds if is_number(v)] for x in (row.baseline, row.statistics))
+            error = row.pair.relative_error
+            if min(len(before), len(after)) >= MIN_CHANNELS and error is not None and math.isfinite(error):
+                found.append((error, row.layer, before, after))
+    if not found:
+        return
+    found = sorted(found, key=lambda entry: -entry[0])[:MOST_LAYERS]
+
+    def figure() -> Figure:
+        from normsurgeon.render import charts
+
+        return charts.choose({
+            layer: charts.histograms({"baseline": before, "model": after}, x_title="standard deviation of a channel")
+            for _, layer, before, after in found
+        })  # fmt: skip
+
+    note = f"The {len(found)} layers that are farthest from the baseline's; choose one."
+    summary = f"histograms of the channels' standard deviations in both networks; first that of {found[0][1]}"
+    yield Chart("comparison-channels", "Channels before and after", summary, figure, note, wide=True)
 
 
 def heat_chart(
@@ -221,14 +287,17 @@ def _depth_figure(
 
     hover = [_hover(row, entry) for row, entry in zip(rows, numbers, strict=True)]
     series: list[Series] = []
-    for kind in dict.fromkeys(row.kind for row in rows):
-        at = [i for i, row in enumerate(rows) if row.kind == kind]
+    # What a surgery rewrote differs by design, and would rule every chart: it is drawn on request.
+    groups = [(row.kind, bool(row.pair and row.pair.rewritten)) for row in rows]
+    for kind, rewritten in sorted(dict.fromkeys(groups), key=lambda group: group[1]):
+        at = [i for i, group in enumerate(groups) if group == (kind, rewritten)]
         texts = [hover[i] for i in at]
         for dash, (key, _, *band) in zip(_DASHES, lines, strict=False):
             y, *edges = ([numbers[i].get(name) for i in at] for name in (key, *band))
             if any(v is not None for v in y):
                 low, high = edges or ((), ())
-                series.append(charts.Series(kind or "other", at, y, low, high, texts, _tone(kind), dash))
+                name = f"{kind or 'other'}, rewritten" if rewritten else kind or "other"
+                series.append(charts.Series(name, at, y, low, high, texts, _tone(kind), dash, rewritten))
     keys = list(zip(_DASHES, (label for _, label, *_ in lines), strict=False)) if len(lines) > 1 else []
     at_parts = [(float(place), name) for place, name in charts.ticks([row.layer for row in rows])]
     return charts.lines(series, log_y=scale == "log", percent=scale == "percent", at=at_parts, keys=keys, height=300)
@@ -289,6 +358,8 @@ def _hover(row: LayerRow, numbers: Mapping[str, float]) -> str:
 
 def _in_words(line: tuple[str, ...], rows: Rows, numbers: Sequence[dict[str, float]]) -> str:
     known = [(entry[line[0]], row.layer) for entry, row in zip(numbers, rows, strict=True) if line[0] in entry]
+    plain = {row.layer for row in rows if not (row.pair and row.pair.rewritten)}
+    known = [pair for pair in known if pair[1] in plain] or known
     (low, at_low), (high, at_high) = min(known), max(known)
     return f"{line[1]} lies between {significant(low)} ({at_low}) and {significant(high)} ({at_high})"
 

@@ -90,7 +90,7 @@ class Similarity:
     cka          debiased linear CKA, minibatch estimator (Kornblith et al., 1905.00414; Nguyen et al., 2010.15327)
     cosine       mean over images of the cosine of the two features, where their shapes agree
     gram_cosine  cosine of the two centred sample-Gram matrices
-    samples      images; ``batch_size`` is what the minibatch estimator averaged over
+    samples      images; ``batch_size`` is how many of them the estimator compared at a time, at least
     notes        what limits the figures, in words
     """
 
@@ -130,6 +130,53 @@ class LayerPair:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """A class and its probability."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image that the model answers otherwise than the baseline.
+
+    image          its number in the data
+    kl             KL(baseline ‖ model) in nats
+    before, after  the most likely classes of the baseline and of the model, at most three
+    label          the class that the data give it, or None
+    picture        the image as the model got it, a small JPEG in base64; None where it has not 1 or 3 channels
+    """
+
+    image: int
+    kl: float
+    before: tuple[Guess, ...]
+    after: tuple[Guess, ...]
+    label: str | None = None
+    picture: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What two classifiers answer to the same images; with labels, how many answers are right.
+
+    ``lost`` counts images that only the baseline has right, ``gained`` those that only the model has right; ``flipped``
+    all with another answer, of which ``flips`` are the farthest apart. Standard errors are over the images.
+    """
+
+    images: int
+    agreement_stderr: float | None
+    accuracy: float | None
+    accuracy_stderr: float | None
+    baseline_accuracy: float | None
+    baseline_accuracy_stderr: float | None
+    lost: int | None
+    gained: int | None
+    flipped: int
+    flips: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The model against its baseline: every layer of one with every layer of the other (L × M), and pairs by name.
 
@@ -148,6 +195,7 @@ class Comparison:
     samples: int = 0
     agreement: float | None = None
     kl: float | None = None
+    answers: Answers | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from normsurgeon.analysis import figures
 from normsurgeon.analysis.layer_table import LayerRow, Measures, Rows, layer_table
-from normsurgeon.analysis.records import Comparison, Finding, Provenance, Similarity, SweepPoint
+from normsurgeon.analysis.records import Answers, Comparison, Finding, Provenance, Similarity, SweepPoint
 from normsurgeon.render import document as doc
 from normsurgeon.render.document import Block, Column, Facts, Line, Notes, Section, Sparklines, Table, Text
-from normsurgeon.render.formatting import exact, has_value, in_brief, joined, percent, plural, significant
+from normsurgeon.render.formatting import exact, has_value, in_brief, joined, plural, significant
 from normsurgeon.surgery.history import curves, summaries
 
 FAR = 4.0
@@ -60,7 +60,7 @@ def similarity_section(similarity: Similarity | None) -> Section:
     """How alike the layers of the network are."""
     blocks: tuple[Block, ...] = ()
     if it := similarity:
-        note = f"Every layer with every layer, from {it.samples} images in batches of {it.batch_size}."
+        note = f"Every layer with every layer, from {it.samples} images, at least {it.batch_size} at a time."
         maps = {"CKA": it.cka, "Gram cosine": it.gram_cosine, "cosine": it.cosine}
         chart = figures.heat_chart("similarity-map", "Similarity of the layers", note, it.layers, it.layers, maps)
         blocks = (*chart, *_notes(it.notes))
@@ -81,6 +81,7 @@ def comparison_section(comparison: Comparison | None, rows: Rows) -> Section:
         ]
         blocks = (
             Text(f"Against {it.baseline}, from {it.samples} images."),
+            *_flips(it.answers),
             *figures.comparison_charts(rows),
             *figures.heat_chart("comparison-map", title, note, it.layers, it.baseline_layers, maps),
             *farthest(rows),
@@ -154,8 +155,11 @@ def header(it: Provenance, comparison: Comparison | None, layers: int, measured:
     """How close the network's answers are to the baseline's; and what was analysed, in a handful of facts."""
     agreement = comparison.agreement if comparison else None
     kl = comparison.kl if comparison else None
+    answers = comparison.answers if comparison else None
     key = (
-        ("Same answer", percent(agreement) if agreement is not None else ""),
+        ("Same answer", _share(agreement, answers.agreement_stderr if answers else None)),
+        ("Right", _share(answers.accuracy, answers.accuracy_stderr) if answers else ""),
+        ("Right before", _share(answers.baseline_accuracy, answers.baseline_accuracy_stderr) if answers else ""),
         ("KL from the baseline", f"{significant(kl)} nats" if kl is not None else ""),
     )
     pairs = (
@@ -166,6 +170,29 @@ def header(it: Provenance, comparison: Comparison | None, layers: int, measured:
     )
     facts = (Facts(key, key=True), Facts(pairs))
     return tuple(Facts(tuple(pair for pair in each.pairs if pair[1]), each.key) for each in facts)
+
+
+def _share(share: float | None, stderr: float | None) -> str:
+    """A share of the images, and its standard error."""
+    error = f" ± {100 * stderr:.1f}" if stderr else ""
+    return "" if share is None else f"{100 * share:.1f}{error} %"
+
+
+def _flips(answers: Answers | None) -> Iterator[Block]:
+    """The images with another answer."""
+    if answers is None or not answers.flips:
+        return
+    entries = []
+    for flip in answers.flips:
+        right = f", labelled {flip.label}" if flip.label is not None else ""
+        tables = [
+            (title, tuple((guess.name, guess.probability) for guess in guesses))
+            for title, guesses in (("before", flip.before), ("after", flip.after))
+        ]
+        entries.append(doc.Picture(flip.picture, f"image {flip.image}{right}", tuple(tables)))
+    count = f"{answers.flipped} of {answers.images} images get another answer"
+    note = f"{count}; {'these are' if len(entries) < answers.flipped else 'in order of'} the farthest apart (KL)."
+    yield doc.Pictures(tuple(entries), "Images with another answer", note, terminal_rows=4)
 
 
 def standouts(findings: Sequence[Finding], rows: Rows, most: int = 12) -> tuple[doc.Finding, ...]:

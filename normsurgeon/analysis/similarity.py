@@ -6,7 +6,7 @@ is N × N whatever the layer's shape, so that layers of any two shapes, of one n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,8 +19,10 @@ from normsurgeon.analysis.features import features
 from normsurgeon.analysis.records import Matrix
 from normsurgeon.norms.layers import wide
 
+GROUP = 16
+"""Images that CKA is estimated from at a time, whatever the batch size; the averages of these estimates are divided."""
 LEAST = 4
-"""Images that the unbiased estimator of HSIC needs in a batch: its denominator holds n − 3."""
+"""Images that the unbiased estimator of HSIC needs: its denominator holds n − 3."""
 
 GRID = 256
 """Positions of an image that the plain cosine looks at, a regular grid where a layer has more."""
@@ -85,7 +87,7 @@ def cka(products: Array, own: Array, other: Array) -> Array:
 
 @dataclass
 class Kernels:
-    """The Gram matrices of one batch, one a layer, in the order in which layers are first called.
+    """The Gram matrices of one batch, for each layer one of every ``GROUP`` images, in the order of the first calls.
 
     Call ``begin`` before each forward pass, then let ``on_output`` receive what ``captured`` hands over. A layer
     that is called more than once counts with its first call. ``grids`` keeps, where asked for, a grid of at most
@@ -94,8 +96,8 @@ class Kernels:
 
     with_grids: bool = False
     images: int = 0
-    grams: dict[str, Array] = field(default_factory=dict)
-    centred: dict[str, Array] = field(default_factory=dict)
+    grams: dict[str, list[Array]] = field(default_factory=dict)
+    centred: dict[str, list[Array]] = field(default_factory=dict)
     grids: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -111,10 +113,16 @@ class Kernels:
             return
         rows = x.detach().reshape(self.images, -1)
         self.sizes.setdefault(layer.name, rows.shape[1])
-        self.grams[layer.name] = gram(rows)
-        self.centred[layer.name] = centred_gram(rows, self.grams[layer.name])
+        groups = rows.split(GROUP)
+        self.grams[layer.name] = [gram(group) for group in groups]
+        self.centred[layer.name] = list(map(centred_gram, groups, self.grams[layer.name]))
         if self.with_grids:
             self.grids[layer.name] = grid(features(layer, x, self.images))
+
+    def group(self, number: int) -> tuple[Array, Array]:
+        """The layers' Gram matrices (L, n, n) of a group of n images, and the centred ones."""
+        grams, centred = (np.stack([groups[number] for groups in made.values()]) for made in (self.grams, self.centred))
+        return grams, centred
 
 
 def grid(x_NCP: Tensor) -> Tensor:
@@ -140,16 +148,17 @@ class SimilarityCollector:
     def update(self, kernels: Kernels, others: Kernels | None = None) -> None:
         """Add one batch: ``others`` are the kernels of the second network for the same images."""
         self._check(tuple(kernels.centred), tuple((others or kernels).centred))
-        n = kernels.images
-        self.images += n
-        self._add("gram", _products(lambda k: np.stack([gram.ravel() for gram in k.grams.values()]), kernels, others))
+        self.images += kernels.images
         if kernels.with_grids and others is None:
             self._add("cosine", self._cosines(kernels))
-        if n >= LEAST:
-            self.used += n
-            self.smallest = min(self.smallest or n, n)
-            stacked = _products(lambda k: hsic_vectors(np.stack([*k.centred.values()])), kernels, others)
-            self._add("hsic", stacked)
+        for number, first in enumerate(range(0, kernels.images, GROUP)):
+            n = min(GROUP, kernels.images - first)
+            both = [k.group(number) for k in (kernels, others) if k is not None]
+            self._add("gram", _products(*(grams_LNN.reshape(len(grams_LNN), -1) for grams_LNN, _ in both)))
+            if n >= LEAST:
+                self.used += n
+                self.smallest = min(self.smallest or n, n)
+                self._add("hsic", _products(*(hsic_vectors(centred_LNN) for _, centred_LNN in both)))
 
     def merge(self, other: SimilarityCollector) -> None:
         """Add the sums of another process, over other batches."""
@@ -199,13 +208,13 @@ class SimilarityCollector:
         found = []
         if not self.used:
             found.append(
-                f"CKA has no value: the unbiased estimator needs at least {LEAST} images in a batch, and the largest "
-                f"had fewer ({self.images} images in all); try --batch-size {LEAST} or more, and more images"
+                f"CKA has no value: the unbiased estimator needs at least {LEAST} images, and there were fewer at a "
+                f"time ({self.images} in all); try more images"
             )
         elif self.used < self.images:
             found.append(
-                f"{self.images - self.used} of {self.images} images were in batches of fewer than {LEAST} and are "
-                "left out of CKA"
+                f"{self.images - self.used} of {self.images} images, the last of them, are fewer than {LEAST} at a "
+                "time and are left out of CKA"
             )
         if self.used and self.used < 64:
             found.append(f"CKA from {self.used} images is noisy; a few hundred settle it")
@@ -218,10 +227,9 @@ class SimilarityCollector:
         return tuple(found)
 
 
-def _products(vectors: Callable[[Kernels], Array], kernels: Kernels, others: Kernels | None) -> list[Array]:
+def _products(a: Array, b: Array | None = None) -> list[Array]:
     """Inner products of each layer's vector with each of the other network's (or its own), and all squared norms."""
-    a = vectors(kernels)
-    b = a if others is None else vectors(others)
+    b = a if b is None else b
     return [a @ b.T, np.square(a).sum(1), np.square(b).sum(1)]
 
 

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from normsurgeon._util.progress import OnProgress, Progress
 from normsurgeon._util.stopping import Stop
+from normsurgeon.analysis.answers import AnswerCollector
 from normsurgeon.analysis.choosing import Layer
 from normsurgeon.analysis.comparison import PairCollector
 from normsurgeon.analysis.records import Comparison, Similarity
 from normsurgeon.analysis.similarity import Kernels, SimilarityCollector
 from normsurgeon.analysis.statistics import StatisticsCollector
 from normsurgeon.calls import on, outputs_of
+from normsurgeon.data.labels import class_names_for
 from normsurgeon.distributed import gather
 from normsurgeon.errors import DataError, UsageError
 from normsurgeon.inference.hooks import Tap, listening
 from normsurgeon.inference.run import first_tensor, home_of
 from normsurgeon.inference.views import Views
-from normsurgeon.surgery.agreement import Agreement
 
 Receiver = Callable[[Layer, Tensor], None]
 
@@ -71,12 +72,13 @@ class Pass:
         self.kernels = Kernels(with_grids=True)
         self.baseline_kernels = Kernels()
         self.within, self.between = SimilarityCollector(), SimilarityCollector()
-        self.pairs, self.agreement = PairCollector(), Agreement()
+        self.pairs, self.answers = PairCollector(), AnswerCollector()
 
     def run(
         self, model: nn.Module, baseline: nn.Module | None, views: Views, on_progress: OnProgress | None, stop: Stop
     ) -> None:
         """Both networks over all images, or until a signal stops it, batch by batch: the baseline first."""
+        self.answers.config = views.config
         for first, (images, labels) in views.numbered():
             count = len(images[0])
             if not count:
@@ -96,7 +98,9 @@ class Pass:
                 theirs = self._forward(baseline, images[-1], first, *sums, self.pairs.on_baseline)
             ours = self._forward(model, images[0], first, self.statistics, self.kernels, self.pairs.on_output)
             if ours is not None and theirs is not None and ours.ndim == 2 and ours.shape == theirs.shape:
-                self.agreement.update(ours, theirs)
+                if not self.answers.images:
+                    self.answers.names = class_names_for(model, ours.shape[1])
+                self.answers.update(first, images[0], ours, theirs, labels)
             if self.similar:
                 self.within.update(self.kernels)
                 if baseline is not None:
@@ -171,18 +175,18 @@ class Pass:
     def _gather_(self, failure: DataError | None) -> list[DataError]:
         """Add what the other processes saw; what they found wrong with their images."""
         counts = (self.images, self.skipped)
-        sums = (self.within, self.between, self.agreement)
+        sums = (self.within, self.between, self.answers)
         found = gather((counts, self.labelled, failure, self.kernels.sizes, sums))
         if len(found) == 1:
             return []
         self.images, self.skipped = (sum(each) for each in zip(*(part[0] for part in found), strict=True))
         self.labelled = any(part[1] for part in found)
-        self.within, self.between, self.agreement = SimilarityCollector(), SimilarityCollector(), Agreement()
-        for *_, sizes, (within, between, agreement) in found:
+        self.within, self.between, self.answers = SimilarityCollector(), SimilarityCollector(), AnswerCollector()
+        for *_, sizes, (within, between, answers) in found:
             self.kernels.sizes |= sizes
             self.within.merge(within)
             self.between.merge(between)
-            self.agreement.merge(agreement)
+            self.answers.merge(answers)
         self.statistics.gather_()
         self.baseline_statistics.gather_()
         self.pairs.gather_([layer.name for layer in self.layers])
@@ -227,7 +231,7 @@ class Pass:
                 f"{len(rewritten)} layers took in the norm after them, or its whitening, and differ from the "
                 "baseline's by design: the norms and blocks after them show what was lost",
             )
-        agreement, kl = self.agreement.compute()
+        agreement, kl, answers = self.answers.compute()
         return Comparison(
             baseline=baseline,
             layers=rows,
@@ -240,6 +244,7 @@ class Pass:
             samples=self.images,
             agreement=agreement,
             kl=kl,
+            answers=answers,
             notes=notes,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -48,6 +49,13 @@ class DataSet:
                 f"batch_size={batch_size} is more than the {len(self.train)} training images of {self.name}; "
                 "try a smaller batch"
             )
+
+    @property
+    def chance(self) -> float | None:
+        """The share of the commonest class among the test images: what is right without looking. None if only reading
+        all of them would tell."""
+        known = self.test.known_labels
+        return max(Counter(known).values()) / len(known) if known else None
 
     def fingerprint(self) -> str:
         """The same for the same images by number, name and class names; contents are not read."""

@@ -14,6 +14,7 @@ from normsurgeon.calls import on, outputs_of
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import UsageError
 from normsurgeon.models.checkpoint import origin_of
+from normsurgeon.models.registry import DEMO
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -103,7 +104,9 @@ def first_tensor(output: Any) -> Tensor | None:
 def name_of(model: nn.Module) -> str:
     """What to call a model: the name it was loaded by, or its class."""
     source = origin_of(model).source
-    return source.name if source is not None else type(model).__name__
+    if source is None:
+        return type(model).__name__
+    return "demo" if source.name == DEMO else source.name
 
 
 def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from normsurgeon._util.checks import check_at_least
@@ -32,6 +33,7 @@ class Views:
     numbered    starts again and gives each batch with the number of its first image: among all of the processes' images
     repeatable  whether going through a second time gives the same again
     failure     what is wrong with images of which this process, of several, could read none
+    config      the first pre-processing, where it is known
     """
 
     numbered: Callable[[], Iterator[tuple[int, View]]]
@@ -40,6 +42,7 @@ class Views:
     skipped: list[str] = field(default_factory=list)
     repeatable: bool = True
     failure: Callable[[], DataError | None] = lambda: None
+    config: DataConfig | None = None
 
     def __iter__(self) -> Iterator[View]:
         return (view for _, view in self.numbered())
@@ -55,6 +58,7 @@ def open_views(
     shard: Shard = ALONE,
     whole: bool = False,
     labels: Labels = "by-name",
+    multiple: int = 1,
 ) -> Views:
     """Batches for one model, or for a model and its baseline.
 
@@ -66,6 +70,8 @@ def open_views(
                 none, whatever the data has
     shard       which part of the images this process takes
     whole       whether the batches must be those of one process, each as a whole; else smaller ones may keep all busy
+    multiple    every batch but the last has a multiple of so many images, whatever the batch size, as long as images of
+                ready-made batches have one shape
 
     :raises DataError: no images, or labels that the head cannot have.
     :raises UsageError: batches that are none.
@@ -83,17 +89,24 @@ def open_views(
         batches = Batches(
             data,
             *configs_of(models),
-            batch_size=batch_size,
+            batch_size=batch_size if batch_size < 1 else -(-batch_size // multiple) * multiple,
             max_images=max_images,
             workers=workers,
             shard=shard,
         )
-        return Views(batches.numbered, batches.total, data.name, batches.skipped, failure=lambda: batches.failure)
+        return Views(
+            batches.numbered,
+            batches.total,
+            data.name,
+            batches.skipped,
+            failure=lambda: batches.failure,
+            config=configs_of(models)[0],
+        )
     check_way(labels)
     check_at_least(1, max_images=max_images)
     once = iter(data) is data
     return Views(
-        lambda: _ready_made(data, max_images, shard, whole, labels != "none"),
+        lambda: _ready_made(data, max_images, shard, whole, labels != "none", multiple),
         None if shard.world > 1 else max_images,
         f"{type(data).__name__} of batches",
         repeatable=not once,
@@ -123,15 +136,11 @@ def _head(models: Sequence[nn.Module], needed: bool) -> Head | None:
 
 
 def _ready_made(
-    batches: Iterable[Any], limit: int | None, shard: Shard, whole: bool, labelled: bool
+    batches: Iterable[Any], limit: int | None, shard: Shard, whole: bool, labelled: bool, multiple: int
 ) -> Iterator[tuple[int, View]]:
     """This process's part of the first ``limit`` images: a piece of each batch, or whole batches in turn."""
     first = 0
-    for number, batch in enumerate(batches):
-        images, labels = unpacked(batch, first)
-        labels = labels if labelled else None
-        left = None if limit is None else limit - first
-        images, labels = images[:left], labels[:left] if labels is not None else None
+    for number, (images, labels) in enumerate(_in_multiples(_first_images(batches, limit, labelled), multiple)):
         count = len(images)
         begin, end = 0, count
         if shard.world > 1 and not whole:
@@ -141,5 +150,50 @@ def _ready_made(
                 labels = labels[begin:end]
             yield first + begin, ((images[begin:end],), labels)
         first += count
+
+
+def _first_images(batches: Iterable[Any], limit: int | None, labelled: bool) -> Iterator[tuple[Any, Tensor | None]]:
+    """The batches up to the first ``limit`` images."""
+    first = 0
+    for batch in batches:
+        images, labels = unpacked(batch, first)
+        left = None if limit is None else limit - first
+        yield images[:left], labels[:left] if labelled and labels is not None else None
+        first += len(images)
         if limit is not None and first >= limit:
             return
+
+
+def _in_multiples(batches: Iterable[tuple[Any, Tensor | None]], multiple: int) -> Iterator[tuple[Any, Tensor | None]]:
+    """The same images in batches of a multiple of so many; what cannot be joined to what comes next is a batch."""
+    images: Any = None
+    labels: Tensor | None = None
+    for more, theirs in batches:
+        if multiple == 1 or not _joinable(more, theirs):
+            if images is not None:
+                yield images, labels
+                images = labels = None
+            yield more, theirs
+            continue
+        if images is None:
+            images, labels = more, theirs
+        elif _kind(images, labels) == _kind(more, theirs):
+            images = torch.cat([images, more])
+            labels = None if labels is None or theirs is None else torch.cat([labels, theirs])
+        else:
+            yield images, labels
+            images, labels = more, theirs
+        if whole := len(images) // multiple * multiple:
+            yield images[:whole], None if labels is None else labels[:whole]
+            rest = len(images) > whole
+            images, labels = (images[whole:], None if labels is None else labels[whole:]) if rest else (None, None)
+    if images is not None:
+        yield images, labels
+
+
+def _joinable(images: Any, labels: Tensor | None) -> bool:
+    return isinstance(images, Tensor) and (labels is None or (labels.ndim == 1 and len(labels) == len(images)))
+
+
+def _kind(images: Tensor, labels: Tensor | None) -> tuple[Any, ...]:
+    return images.shape[1:], images.dtype, images.device, None if labels is None else (labels.dtype, labels.device)

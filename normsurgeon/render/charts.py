@@ -50,7 +50,7 @@ class Series:
     """One line: ``y`` over ``x``, with ``low`` and ``high`` edges where it has a band or whiskers; None is a gap.
 
     ``hover`` holds what is shown at each point, in lines; ``tone`` is the number of a colour; ``name`` stands in the
-    legend, once for all series of one name.
+    legend, once for all series of one name; a ``hidden`` one is drawn when it is chosen there.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Series:
     hover: Sequence[str] = ()
     tone: int = 0
     dash: str = "solid"
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def lines(
         shift = 0.0 if band else i - (len(series) - 1) / 2
         x = _shifted(line.x, shift, log_x)
         y = [v if v is not None and (not log_y or v > 0) else None for v in line.y]
-        style = {"legendgroup": label(line.name), "x": x}
+        style = {"legendgroup": label(line.name), "x": x, "visible": "legendonly" if line.hidden else None}
         if band and line.low:
             for edge, fill in ((line.low, None), (line.high, "tonexty")):
                 figure.add_scatter(
@@ -126,7 +127,7 @@ def lines(
         logged.add(line.name)
     for dash, meaning in keys:
         figure.add_scatter(x=[None], y=[None], mode="lines", name=label(meaning), line={"color": _GREY, "dash": dash})
-    values = [v for line in series for v in line.y if v is not None]
+    values = [v for line in series for v in line.y if v is not None and not line.hidden]
     figure.update_xaxes(title_text=label(x_title) or None, zeroline=False)
     figure.update_yaxes(title_text=label(y_title) or None, nticks=6, exponentformat="power")
     places = sorted({v for line in series for v in line.x if v is not None})
@@ -212,6 +213,46 @@ def intervals(rows: Sequence[Interval], *, unit: str = "") -> go.Figure:
     return figure.update_yaxes(zeroline=False, **_down([row.name for row in rows], 44))
 
 
+def histograms(samples: Mapping[str, Sequence[float]], *, x_title: str = "", bins: int = 40) -> go.Figure:
+    """Numbers of several samples in the same bins, over each other."""
+    import numpy as np
+
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(values) for values in samples.values()]), bins)
+    figure = _figure(320, barmode="overlay")
+    for tone, (name, values) in enumerate(samples.items()):
+        counts = np.histogram(values, edges)[0]
+        figure.add_bar(
+            x=((edges[1:] + edges[:-1]) / 2).round(6).tolist(), y=counts.tolist(), width=float(edges[1] - edges[0]),
+            name=label(name), opacity=0.55, marker={"color": TONES[tone % len(TONES)], "line": {"width": 0}},
+            hovertemplate=f"{label(name)}: %{{y}} near %{{x:.3g}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text=label(x_title) or None, zeroline=False)
+    return figure.update_yaxes(nticks=5)
+
+
+def tree(
+    nodes: Sequence[tuple[str, str, float, str]], *, unit: str = "", low: float = 0.0, high: float = 1.0
+) -> go.Figure:
+    """A tree of named parts from left to right, coloured by a number: (id, parent's id, number, hover text).
+
+    The first is the root, whose parent is empty; a part is called what stands behind the last dot of its id.
+    """
+    parents = {parent for _, parent, *_ in nodes}
+    leaves = [path for path, *_ in nodes if path not in parents]
+    names = [path.rpartition(".")[2] for path, *_ in nodes]
+    figure = _figure(max(360, min(1400, 15 * len(leaves))), showlegend=False)
+    figure.add_icicle(
+        ids=[path for path, *_ in nodes], labels=[label(name) for name in names],
+        parents=[parent for _, parent, *_ in nodes], values=[0 if path in parents else 1 for path, *_ in nodes],
+        branchvalues="remainder", sort=False, tiling_pad=1,
+        marker={"colors": [value for _, _, value, _ in nodes], "colorscale": "Cividis",
+                "cmin": low, "cmax": high, "showscale": True, "line_width": 0,
+                "colorbar": {"title": {"text": label(unit), "side": "right"}, "thickness": 10, "outlinewidth": 0}},
+        text=[label(hover) for *_, hover in nodes], textinfo="label", hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+    return figure
+
+
 def choose(figures: Mapping[str, go.Figure]) -> go.Figure:
     """Several figures in the place of one, with a menu; the first is shown at first."""
     (first, *others) = figures.values()
@@ -245,17 +286,21 @@ def ticks(names: Sequence[str], few: int = 0) -> list[tuple[int, str]]:
     """
     if len(names) <= few:
         return list(enumerate(names))
-    begins: list[int] = []
-    parts: list[str] = []
+    apart = len(names) / (2 * MAX_TICKS)
     for depth in (1, 2, 3):
         parts = [".".join(name.split(".")[:depth]) for name in names]
         begins = [i for i, part in enumerate(parts) if part not in parts[:i]]
-        if len(begins) >= 3 or len(begins) == len(names):
-            break
-    if 3 <= len(begins) <= MAX_TICKS:
-        apart = len(names) / (2 * MAX_TICKS)
-        clear = [i for k, i in enumerate(begins) if k == 0 or i - begins[k - 1] >= apart]
-        return [(i, parts[i]) for i in clear]
+        # Of parts that begin close together the longest has the tick.
+        sizes = {i: parts.count(parts[i]) for i in begins}
+        clear: list[int] = []
+        for i in begins:
+            if clear and i - clear[-1] < apart:
+                if sizes[i] <= sizes[clear[-1]]:
+                    continue
+                clear.pop()
+            clear.append(i)
+        if 3 <= len(clear) <= MAX_TICKS:
+            return [(i, parts[i]) for i in clear]
     step = max(1, math.ceil(len(names) / MAX_TICKS))
     return [(i, names[i]) for i in range(0, len(names), step)]
 

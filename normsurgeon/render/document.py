@@ -169,7 +169,40 @@ class Chart:
     plain: tuple[Sparklines | Bars | HeatMap | Table, ...] = ()
 
 
-Block: TypeAlias = "Facts | Text | Notes | Code | Findings | Table | Sparklines | Bars | HeatMap | Chart"
+@dataclass(frozen=True)
+class Picture:
+    """A small picture, a JPEG in base64 or None, with what is said of it, and short tables of names and shares."""
+
+    image: str | None
+    caption: str
+    tables: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures next to each other; where none can be shown, their words stand in a table."""
+
+    entries: tuple[Picture, ...]
+    title: str = ""
+    note: str = ""
+    terminal_rows: int | None = None
+
+    @property
+    def table(self) -> Table:
+        """The same in words."""
+        titles = tuple(dict.fromkeys(title for entry in self.entries for title, _ in entry.tables))
+        rows = []
+        for entry in self.entries:
+            found = {
+                title: ", ".join(f"{name} {100 * share:.0f} %" for name, share in lines)
+                for title, lines in entry.tables
+            }
+            rows.append((entry.caption, *(found.get(title) for title in titles)))
+        columns = (Column("image"), *map(Column, titles))
+        return Table(columns, tuple(rows), self.title, self.note, terminal_rows=self.terminal_rows)
+
+
+Block: TypeAlias = "Facts | Text | Notes | Code | Findings | Table | Sparklines | Bars | HeatMap | Chart | Pictures"
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def _environment() -> Environment:
         "plain": block_text,
         "runs": _runs,
         "shades": _shades,
+        "share": lambda share: f"{100 * share:.0f} %",
         "type": lambda block: type(block).__name__,
         "used": used,
         "words": lambda text: str(text).replace("_", " "),

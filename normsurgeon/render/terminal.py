@@ -23,6 +23,7 @@ from normsurgeon.render.document import (
     Findings,
     HeatMap,
     Notes,
+    Pictures,
     Section,
     Sparklines,
     Table,
@@ -141,6 +142,8 @@ class _Drawing:
             case Table():
                 yield from self.title(block.title)
                 yield from self.table(block)
+            case Pictures():
+                yield from self.block(block.table)
             case Sparklines():
                 yield from self.title(block.title if block.lines else "")
                 yield from self.sparklines(block)

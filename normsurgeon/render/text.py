@@ -16,6 +16,7 @@ from normsurgeon.render.document import (
     Findings,
     HeatMap,
     Notes,
+    Pictures,
     Sparklines,
     Table,
     Text,
@@ -78,6 +79,8 @@ def block_text(block: Block) -> str:
             return _findings(block)
         case Table():
             return _table(block)
+        case Pictures():
+            return _table(block.table)
         case Sparklines():
             return _sparklines(block)
         case Bars(entries, title):

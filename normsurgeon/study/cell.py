@@ -132,6 +132,7 @@ def _trained(
         correct=round((after.top1 or 0.0) * after.images),
         images=after.images,
         loss=after.loss,
+        chance=data.chance,
         start_accuracy=before.top1 if before is not None else None,
         curve=_curve(record.curves, after, record.steps),
         steps=record.steps,

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from normsurgeon._util.estimates import MIN_REPLICATES, Interval, effect, estimate, interval, points, probability
 from normsurgeon.render.document import Severity
 from normsurgeon.render.formatting import joined, percent, plural
@@ -20,9 +22,11 @@ from normsurgeon.study.records import Cell, Results
 from normsurgeon.study.statistics import (
     CLOSE,
     LR_LEVEL,
+    Block,
     Comparison,
     Rank,
     Setting,
+    arranged,
     best_rates,
     norm_order,
     rate_curves,
@@ -42,8 +46,8 @@ class StudyFinding:
     """A sentence and the numbers behind it.
 
     kind      a stable word: ``difference``, ``batch size``, ``setting``, ``no difference``, ``identical``,
-              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``learning rate``, ``sensitivity``,
-              ``start``, ``diverged``, ``failed``, ``skipped``
+              ``too few seeds``, ``no pairs``, ``no results``, ``one norm``, ``chance``, ``learning rate``,
+              ``sensitivity``, ``start``, ``diverged``, ``failed``, ``skipped``
     severity  how a reader should take it: ``good`` (shown), ``notice``, ``warning``, ``problem``
     """
 
@@ -66,6 +70,7 @@ def findings(results: Results, compared: Sequence[Comparison], ranked: Sequence[
     located.sort(key=lambda c: -abs(c.difference or 0.0))
     parts: tuple[Iterator[StudyFinding], ...] = (
         _enough(results, [c for c in compared if c.scope == "overall"], ranked),
+        _chance(results),
         (_slope(c, results) for c in slopes if c.significant),
         (_difference(c) for c in main if c.significant),
         (_difference(c, f"With {setting_label(c.setting)}, ") for c in located),
@@ -120,6 +125,31 @@ def _enough(results: Results, main: Sequence[Comparison], ranked: Sequence[Rank]
         yield StudyFinding("too few seeds", "warning", text, numbers)
 
 
+def _chance(results: Results) -> Iterator[StudyFinding]:
+    """Where nothing was learned: differences among such networks say nothing about norms."""
+    it = arranged(results)
+    seeds, lost = np.arange(len(it.seeds)), []
+    for i, setting in enumerate(it.settings):
+        for arm in it.scored:
+            known = ~np.isnan(it.score_SAK[i, arm])
+            if known.any() and not it.learned(Block(np.array([i]), seeds[known], 0), arm):
+                lost.append((it.arms[arm][0], setting))
+    if not lost:
+        return
+    tried = sum(len(it.scored) for _ in it.settings)
+    chance = max(outcome.chance or 0.0 for outcome in results.outcomes)
+    words = [joined((norm, setting_label(setting)), ", ") for norm, setting in lost]
+    named = listed(words[:MAX_SENTENCES]) + (
+        f" and {len(words) - MAX_SENTENCES} more" if len(words) > MAX_SENTENCES else ""
+    )
+    text = (
+        f"{'Nothing was learned' if len(lost) == tried else 'Some networks learned nothing'}: with {named}, accuracies "
+        f"are those of guessing (the commonest class is {percent(chance)}). They carry no claim about norms."
+    )
+    numbers = {"chance": chance, "of": tried, "cells": [{"norm": norm, **dict(setting)} for norm, setting in lost]}
+    yield StudyFinding("chance", "warning", text, numbers)
+
+
 def _difference(c: Comparison, where: str = "") -> StudyFinding:
     better, worse = (c.b, c.a) if c.better == c.b else (c.a, c.b)
     over = f" on average over {c.settings} settings" if c.settings > 1 else ""
@@ -148,7 +178,7 @@ def _slope(c: Comparison, results: Results) -> StudyFinding:
 
 def _no_difference(main: Sequence[Comparison], slopes: Sequence[Comparison]) -> Iterator[StudyFinding]:
     for c in main:
-        if c.p is None or c.significant:
+        if c.p is None or c.significant or not c.learned:
             continue
         if c.sd == 0 and c.difference is not None and abs(c.difference) < 1e-12:
             same = f"{c.a} and {c.b} came to the same accuracy with each of {c.n} seeds.{_diverged(c)}"
@@ -160,7 +190,7 @@ def _no_difference(main: Sequence[Comparison], slopes: Sequence[Comparison]) -> 
             f"{points(c.difference, signed=True)} points {_numbers(c)}.{bound}{_diverged(c)}"
         )
         yield StudyFinding("no difference", "notice", text, c.to_dict())
-    tested = [c for c in slopes if c.p is not None]
+    tested = [c for c in slopes if c.p is not None and c.learned]
     if tested and not any(c.significant for c in tested):
         clearest = tested[0]
         text = (

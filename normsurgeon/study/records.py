@@ -134,6 +134,7 @@ class Outcome:
     reason    one line, of everything but ``done``
     correct   right top-1 answers, of ``images`` held-out ones, of the network after the last update (none is picked)
     loss      mean cross-entropy on them, in nats
+    chance    the share of the commonest class among them, or None where that is not known
     start_accuracy  before training, where the cell starts from a converted network
     curve     the training curve; its last point is the result
     steps     updates made
@@ -147,6 +148,7 @@ class Outcome:
     correct: int | None = None
     images: int | None = None
     loss: float | None = None
+    chance: float | None = None
     start_accuracy: float | None = None
     curve: tuple[Epoch, ...] = ()
     steps: int = 0
@@ -157,6 +159,13 @@ class Outcome:
     def accuracy(self) -> float | None:
         """Top-1 as a fraction, or None where the cell has no result."""
         return self.correct / self.images if self.correct is not None and self.images else None
+
+    @property
+    def guessing(self) -> float | None:
+        """The accuracy that guessing may reach on so many images: chance and two standard errors."""
+        if self.chance is None or not self.images:
+            return None
+        return self.chance + 2 * math.sqrt(self.chance * (1 - self.chance) / self.images)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON."""

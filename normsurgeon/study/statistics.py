@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from normsurgeon._util.estimates import ALPHA, Estimate, Interval, estimate, holm, paired
+from normsurgeon._util.estimates import ALPHA, Estimate, Interval, estimate, estimate_share, holm, paired
 from normsurgeon.norms.target_names import TARGET_NAMES
 from normsurgeon.study.records import AXES, LOST, Cell, Epoch, Outcome, Results
 
@@ -49,6 +49,7 @@ class Scores:
     score_SAK: NDArray[Any]
     ran_SAK: NDArray[Any]
     diverged_SAK: NDArray[Any]
+    guessing_SAK: NDArray[Any]
 
     @property
     def scored(self) -> list[int]:
@@ -84,11 +85,20 @@ class Scores:
         """How many of an arm's runs in the block diverged."""
         return int(self.diverged_SAK[:, arm][np.ix_(block.settings, block.seeds)].sum())
 
+    def learned(self, block: Block, arm: int) -> bool:
+        """Whether an arm's mean accuracy is more than guessing may reach; where chance is not known, it is."""
+        at = np.ix_(block.settings, block.seeds)
+        guessing, score = self.guessing_SAK[:, arm][at], self.score_SAK[:, arm][at]
+        known = ~np.isnan(guessing) | self.diverged_SAK[:, arm][at]
+        if not known.all() or np.isnan(guessing).all():
+            return True
+        return bool(score.mean() > np.nanmean(guessing))
+
     def averaged(self) -> tuple[Block, dict[Any, tuple[Estimate, int]]]:
         """The block of all arms that have a score; and each arm's estimate over its seeds, and its diverged runs."""
         scored, block = self.scored, self.complete(self.scored)
         return block, {
-            arm: (estimate(self.per_seed(block, i) if i in scored else []), self.diverged(block, i))
+            arm: (estimate_share(self.per_seed(block, i) if i in scored else []), self.diverged(block, i))
             for i, arm in enumerate(self.arms)
         }
 
@@ -135,12 +145,15 @@ def arranged(results: Results, arms: Sequence[str] = ("norm",)) -> Scores:
     seeds = sorted({key[2] for key in runs})
     score = np.full((len(settings), len(found), len(seeds)), np.nan)
     ran, diverged = np.zeros(score.shape, bool), np.zeros(score.shape, bool)
+    guessing = np.full(score.shape, np.nan)
     for (setting, arm, seed), outcome in runs.items():
         at = settings.index(setting), found.index(arm), seeds.index(seed)
         ran[at], diverged[at] = True, outcome.status == "diverged"
         if outcome.status in ("done", "diverged"):
             score[at] = outcome.accuracy or 0.0
-    return Scores(tuple(settings), tuple(found), tuple(seeds), score, ran, diverged)
+        if outcome.guessing is not None:
+            guessing[at] = outcome.guessing
+    return Scores(tuple(settings), tuple(found), tuple(seeds), score, ran, diverged, guessing)
 
 
 def setting_of(cell: Cell, axes: Iterable[str]) -> Setting:
@@ -198,6 +211,7 @@ class Comparison:
                 overall, at the learning rate that each norm does best with on these same images
     n           seeds; ``settings`` averaged over; ``pairs`` of runs used; ``lost``: pairs of the grid that are not
     finished    the difference where both runs finished, if any diverged; tests and claims do not use it
+    learned     whether the networks of either norm answer better than guessing may; else they say nothing about norms
     """
 
     scope: Scope
@@ -221,11 +235,12 @@ class Comparison:
     p: float | None
     p_holm: float | None = None
     finished: dict[str, Any] | None = None
+    learned: bool = True
 
     @property
     def significant(self) -> bool:
-        """Whether the adjusted p is below 0.05."""
-        return self.p_holm is not None and self.p_holm < ALPHA
+        """Whether the adjusted p is below 0.05, and anything was learned."""
+        return self.learned and self.p_holm is not None and self.p_holm < ALPHA
 
     @property
     def better(self) -> str | None:
@@ -293,7 +308,7 @@ def table(results: Results) -> tuple[Row, ...]:
     rows = []
     for _, runs in sorted(groups.items()):
         known = [run.accuracy for run in runs if run.status == "done" and run.accuracy is not None]
-        rows.append(Row(min(run.cell for run in runs), estimate(known), _lost(runs)))
+        rows.append(Row(min(run.cell for run in runs), estimate_share(known), _lost(runs)))
     return tuple(rows)
 
 
@@ -313,7 +328,9 @@ def comparisons(results: Results) -> tuple[Comparison, ...]:
     it = arranged(results)
     made = _all_pairs(it, "overall") + [c for c in _all_pairs(it, "batch size") if c.n]
     for i, setting in enumerate(it.settings if len(it.settings) > 1 else ()):
-        arrays = {name: getattr(it, name)[i : i + 1] for name in ("score_SAK", "ran_SAK", "diverged_SAK")}
+        arrays = {
+            name: getattr(it, name)[i : i + 1] for name in ("score_SAK", "ran_SAK", "diverged_SAK", "guessing_SAK")
+        }
         made += [c for c in _all_pairs(replace(it, settings=(setting,), **arrays), "setting") if c.n]
     if best := best_rates(results):
         made += _all_pairs(arranged(at_best_rates(results, best)), "best lr")
@@ -331,7 +348,8 @@ def _all_pairs(it: Scores, scope: Scope) -> list[Comparison]:
 def _compared(it: Scores, scope: Scope, a: int, b: int) -> Comparison:
     block, of_a, of_b = _per_seed(it, scope, a, b)
     test = paired([x - y for x, y in zip(of_a, of_b, strict=True)])
-    mean_a, mean_b = estimate(of_a), estimate(of_b)
+    mean_a, mean_b = map(estimate if scope == "batch size" else estimate_share, (of_a, of_b))
+    learned = not of_a or it.learned(block, a) or it.learned(block, b)
     diverged_a, diverged_b = it.diverged(block, a), it.diverged(block, b)
     finished = None
     if diverged_a or diverged_b:
@@ -341,7 +359,7 @@ def _compared(it: Scores, scope: Scope, a: int, b: int) -> Comparison:
     return Comparison(
         scope, it.settings[0] if scope == "setting" else (), it.arms[a][0], it.arms[b][0], test.n, len(block.settings),
         len(block.settings) * len(block.seeds), block.lost, diverged_a, diverged_b, mean_a.mean, mean_b.mean, mean_a.ci,
-        mean_b.ci, test.mean, test.ci, test.sd, test.effect, test.p, finished=finished,
+        mean_b.ci, test.mean, test.ci, test.sd, test.effect, test.p, finished=finished, learned=learned,
     )  # fmt: skip
 
 
@@ -535,7 +553,8 @@ def mean_curves(results: Results, metric: str = "accuracy") -> dict[tuple[Settin
             for point in curve:
                 if (value := getattr(point, metric)) is not None:
                     values.setdefault(point.epoch, []).append(value)
-        means = [(epoch, estimate(at)) for epoch, at in sorted(values.items()) if len(at) == len(runs[key])]
+        mean = estimate_share if metric == "accuracy" else estimate
+        means = [(epoch, mean(at)) for epoch, at in sorted(values.items()) if len(at) == len(runs[key])]
         points = tuple(Point(epoch, it.mean, it.ci, it.n) for epoch, it in means if it.mean is not None)
         if len(points) > 1:
             made[key] = points

@@ -31,7 +31,7 @@ from normsurgeon.study.records import AXES, Epoch, LayerSummary, Outcome
 FORMAT = 2
 FILE = "results.sqlite"
 
-_RESULTS = ("status", "reason", "accuracy", "correct", "images", "loss", "start_accuracy", "steps", "seconds")
+_RESULTS = ("status", "reason", "accuracy", "correct", "images", "loss", "chance", "start_accuracy", "steps", "seconds")
 
 
 def _columns(names: Iterable[str], value: str, path: str) -> str:
