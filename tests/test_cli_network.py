@@ -177,6 +177,9 @@ def test_force_replaces_a_file_and_no_folder(tmp_path: Path) -> None:
     options.check_output(tmp_path / "other.pt", force=False)
     with pytest.raises(UsageError, match=r"net.pt is there already: give another name, or --force to replace it$"):
         options.check_output(tmp_path / "net.pt", force=False)
+    (tmp_path / "link.pt").symlink_to(tmp_path / "a disk that is away" / "net.pt")
+    with pytest.raises(UsageError, match=r"link.pt is there already: give another name, or --force to replace it$"):
+        options.check_output(tmp_path / "link.pt", force=False, inputs=[tmp_path / "net.pt"])
     with pytest.raises(WriteError, match=r"it is a folder$"):
         options.check_output(tmp_path / "folder.pt", force=True)
 

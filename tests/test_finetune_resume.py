@@ -282,6 +282,12 @@ def test_a_damaged_state_is_one_line(tmp_path):
         job(tmp_path, resume=True, steps=2)
 
 
+def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"^\S+state\.pt cannot be read \(OSError\); try another folder"):
+        job(tmp_path, resume=True, steps=2)
+
+
 def test_a_full_disk_stops_the_run_and_leaves_the_last_state(tmp_path, monkeypatch):
     written = []
     real = torch.save

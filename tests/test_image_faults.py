@@ -22,7 +22,7 @@ from normsurgeon.data.images import read_image
 from normsurgeon.data.sources import class_folders, open_source
 from normsurgeon.data.transforms import DataConfig
 from normsurgeon.errors import DataError
-from normsurgeon.inference.predict import predict
+from normsurgeon.inference.predict import image_files, predict
 
 SMALL = DataConfig(input_size=(3, 8, 8), crop_pct=1.0)
 NOT_FINITE = r"^image 3 of the batches \(counted from 0\) holds values that are not finite; try leaving it out$"
@@ -54,6 +54,7 @@ def test_pipes_sockets_devices_and_dead_links_are_skipped_and_counted(tmp_path):
     net = timm.create_model("test_resnet", num_classes=2)
     found = predict(net, tmp_path)
     assert sorted(os.path.basename(each.file) for each in found.skipped) == odd
+    assert predict(net, image_files(tmp_path)) == found  # the command line asks for the files first
     reasons = {os.path.basename(each.file): each.reason for each in found.skipped}
     assert reasons["pipe.png"] == "is no regular file (a pipe, a socket, a device or a folder); try an image file"
 

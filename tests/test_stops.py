@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -205,6 +206,11 @@ def stopped(job: Job, folder: Path, number: signal.Signals, delay: float) -> str
     while process.poll() is None and not is_ready(process):
         time.sleep(0.001)
     time.sleep(delay)
+    return interrupted(process, folder, number)
+
+
+def interrupted(process: subprocess.Popen[bytes], folder: Path, number: signal.Signals) -> str:
+    """Send the signal, and check what is left; what came of it."""
     ended = process.poll() is not None
     if not ended:
         send(process, number)
@@ -251,6 +257,27 @@ def storm(folder: Path, name: str, signals: list[signal.Signals], moments: rando
 def test_a_command_that_is_stopped_leaves_nothing_half_and_goes_on(tmp_path, name):
     counts = storm(tmp_path / name, name, NUMBERS, random.Random(name))
     assert counts.total() == 3
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", STOPPED)
+def test_a_study_on_ray_that_is_stopped_ends_ray_and_goes_on(tmp_path, monkeypatch, number):
+    pytest.importorskip("ray", reason="Ray is an extra")
+    files, result, _ = finished(JOBS["study-serial"], prepared(tmp_path / "whole"))
+    place = prepared(tmp_path / "stopped")
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        process = started(Job("study tiny.yaml -o study --jobs 1 --engine ray"), place)
+        errors = place / "tmp" / "stderr"
+        while process.poll() is None and "1/4" not in errors.read_text():
+            time.sleep(0.01)
+        if "Ray cannot start" in errors.read_text():  # a machine without shared memory, or where no port may be opened
+            pytest.skip(errors.read_text())
+        assert interrupted(process, place, number) == "stopped"
+    assert 1 <= len(read_store(place / "study")[1]) < 4
+    found, again, _ = finished(JOBS["study-serial"], place)
+    assert found == files
+    assert again == result
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -498,6 +499,11 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     missing = tmp_path / "no.yaml"
     with pytest.raises(UsageError, match=rf"^there is no file {missing}; give a YAML file$"):
         read_grid(missing)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(
+        UsageError, match=r"pipe.yaml is no regular file \(a pipe, a socket or a device\); give a YAML f"
+    ):
+        read_grid(tmp_path / "pipe.yaml")
     with pytest.raises(UsageError, match=rf"^{tmp_path} is a folder; give a YAML file, such as {tmp_path}/"):
         read_grid(tmp_path)
     with pytest.raises(UsageError, match=r"^a\x00b cannot be read \(embedded null byte\)$"):

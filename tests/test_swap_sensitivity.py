@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,11 @@ def test_a_file_of_other_settings_images_or_none_is_refused(network: nn.Module, 
         swap_sensitivity(network, [(images(2, 48), None)], **settings | {"to": "rms"})
     with pytest.raises(UsageError, match=r"swap.json is of other images"):
         swap_sensitivity(network, [(images(2, 48, 1), None)], **settings)
+    file.unlink()
+    os.mkfifo(file)  # nobody writes into it: reading it would not end
+    with pytest.raises(CheckpointError, match=r"swap.json is not what a swap sensitivity leaves: OSError$"):
+        swap_sensitivity(network, [(images(2, 48), None)], **settings)
+    file.unlink()
     file.write_text("{}")
     with pytest.raises(CheckpointError, match=r"swap.json is not what a swap sensitivity leaves"):
         swap_sensitivity(network, [(images(2, 48), None)], **settings)

@@ -113,6 +113,14 @@ def test_a_file_names_no_address(net, name: str) -> None:
     assert "which is an address, and a file does not decide what is fetched" in str(error)
 
 
+@pytest.mark.parametrize("name", ["resnet18x", "x" * 5000, "resnet18.no_such_weights"])
+def test_a_name_in_a_file_that_nothing_has_is_the_files_error(net, name: str) -> None:
+    changed(net, lambda h: h["source"].update(name=name))
+    error = _error_of(net)
+    assert isinstance(error, CheckpointError)
+    assert _matches(error, rf"^{net} cannot be rebuilt: (unknown timm model|timm's resnet18 has no weights) '")
+
+
 def test_who_loads_may_say_what_the_file_may_not(net) -> None:
     changed(net, lambda h: h["source"].update(name="hf-hub:timm/test_resnet.r160_in1k", kwargs={"pretrained": True}))
     with watched() as caught:
@@ -402,7 +410,7 @@ def test_json_that_python_itself_refuses_is_one_line(net, text: str) -> None:
 def test_a_plan_for_layers_that_are_not_there_is_one_line(net, change: Any, line: str) -> None:
     error = _error_of(changed(net, lambda h: change(site(h))))
     assert isinstance(error, ConversionError)
-    assert _matches(error, rf"^the plan was made for another model \(ResNet\): {line}")
+    assert _matches(error, rf"^{net}: the plan was made for another model \(ResNet\): {line}")
 
 
 def test_a_functional_site_makes_no_layer_larger_than_its_statistics() -> None:
@@ -466,6 +474,7 @@ def test_no_control_character_reaches_a_terminal(monkeypatch, terminal: bool) ->
     for stream in streams.values():
         text = stream.getvalue()
         assert r"a\x1b[2J\x9b31m\u202eb" in text
+        assert r"\x07\udcff\x00" in text
         for style in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[1;31m", "\x1b[33m", "\x1b[1;33m"):
             text = text.replace(style, "")
         assert not (STEERING - {"\n"}) & set(text)

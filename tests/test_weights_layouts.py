@@ -387,6 +387,15 @@ def test_classes_and_channels_are_read_from_the_weights(tmp_path) -> None:
     assert loaded(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
 
 
+@pytest.mark.parametrize("to", [None, "gn", "fold"])
+def test_of_a_file_that_says_what_it_is_for_too(tmp_path, to: str | None) -> None:
+    original = ns.load(NAME, pretrained=False, num_classes=7, in_chans=1)
+    ns.save(original if to is None else ns.convert(original, to=to), tmp_path / "w.pt")
+    named = ns.load(NAME, weights=tmp_path / "w.pt")
+    x = torch.randn(1, 1, 64, 64)
+    assert torch.equal(named(x), ns.load(tmp_path / "w.pt")(x))
+
+
 def test_what_the_user_says_goes_before_what_the_weights_show(tmp_path) -> None:
     torch.save(timm.create_model(NAME, num_classes=7).state_dict(), tmp_path / "w.pt")
     with pytest.raises(
@@ -406,6 +415,18 @@ def test_a_function_of_ones_own_gets_the_classes_where_it_takes_them(tmp_path, m
     assert ns.load("counting_nets:build", weights=tmp_path / "w.pt")[2].out_features == 6
     with pytest.raises(CheckpointError, match=r"2.weight has shape \(6, 8\) in the file and \(4, 8\) in the model"):
         ns.load("counting_nets:fixed", weights=tmp_path / "w.pt")
+
+
+def test_a_converted_network_of_ones_own_gets_the_classes_of_its_weights(tmp_path, monkeypatch) -> None:
+    (tmp_path / "normed_nets.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes=4): return nn.Sequential(nn.Conv2d(3, 32, 1), nn.BatchNorm2d(32), nn.ReLU(),\n"
+        "    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    original = ns.load("normed_nets:build", pretrained=False, num_classes=6)
+    ns.save(ns.convert(original, to="gn", example_inputs=torch.randn(2, 3, 8, 8)), tmp_path / "w.pt")
+    assert ns.load("normed_nets:build", weights=tmp_path / "w.pt")[5].out_features == 6
 
 
 def small_convolution() -> State:

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 class _Console(Console):
     """A console that obeys no control characters of what it is to print: names in files may hold them."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich, which would drop a bell or a backspace in a text, and name another file than there is."""
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text)

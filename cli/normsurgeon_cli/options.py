@@ -86,10 +86,10 @@ def check_output(path: Path, force: bool, inputs: Iterable[str | Path | None] = 
     from normsurgeon._util.files import check_writable
 
     check_writable(path)
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nothing, or to a disk that is away, is there
         return
     for given in inputs:
-        if given is not None and os.path.exists(given) and os.path.samefile(given, path):
+        if given is not None and os.path.exists(given) and path.exists() and os.path.samefile(given, path):
             raise UsageError(f"{path} is what this command reads: give another name to what it writes")
     if not force:
         raise UsageError(f"{path} is there already: give another name, or --force to replace it")

@@ -7,6 +7,7 @@ Scalars are read as YAML 1.2 has them (https://yaml.org/spec/1.2.2/#103-core-sch
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
@@ -54,6 +55,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Document:
     """
     file = os.fspath(path)
     try:
+        if stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe may never say anything
+            raise UsageError(f"{file} is no regular file (a pipe, a socket or a device); give a YAML file")
         with open(file, "rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:

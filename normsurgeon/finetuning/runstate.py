@@ -90,6 +90,8 @@ class RunFolder:
         if not self.state.exists():
             return None
         try:
+            if not self.state.is_file():
+                raise OSError("no regular file")
             state = torch.load(self.state, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive raises nearly anything
             raise CheckpointError(

@@ -165,7 +165,7 @@ def image_files(images: FilePath | Iterable[FilePath]) -> list[str]:
             if not inside:
                 raise DataError(f"the folder {text} holds no images; give image files, or folders of images")
             files += inside
-        elif os.path.exists(text):
+        elif os.path.lexists(text):  # a link to nothing is found to be one when it is read, as others of a folder are
             files.append(text)  # whatever its ending: it was asked for
         else:
             raise DataError(f"there is no file or folder {text}; give image files, or folders of images")

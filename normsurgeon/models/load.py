@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import timm
 from torch import nn
 
-from normsurgeon.errors import CheckpointError, UsageError
+from normsurgeon.errors import CheckpointError, ConversionError, LoadingError, UsageError
 from normsurgeon.models.described import described, shown_arguments
 from normsurgeon.models.origin import Origin, attach_origin, header_of, origin_of
-from normsurgeon.models.rebuilding import rebuild, rebuilt, source_in
+from normsurgeon.models.rebuilding import rebuild, rebuilt, replayed, source_in
 from normsurgeon.models.registry import HUB_PREFIXES, ModelSource, build, settled
 from normsurgeon.models.state_dict import StateDict, read_file
+from normsurgeon.printable import one_short_line
 from normsurgeon.surgery.replacing import copy_model
 
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".index.json")
@@ -49,6 +51,7 @@ def load(
     :raises LoadingError: an unknown name.
     :raises WeightsUnavailableError: published weights that cannot be fetched.
     :raises CheckpointError: a file that is no checkpoint, or does not fit, or holds several networks that do.
+    :raises ConversionError: a file whose plan was made for another architecture.
 
     >>> model = load("test_resnet", pretrained=False)
     >>> model.training
@@ -57,7 +60,8 @@ def load(
     if _is_file(spec):
         if weights is not None:
             raise UsageError(f"{spec} is a file of weights already: leave out weights={weights}")
-        return _from_file(Path(spec), model, on_message, weights_prefix, kwargs)
+        with _named_in_errors(spec):
+            return _from_file(Path(spec), model, on_message, weights_prefix, kwargs)
     source = ModelSource.parse(os.fspath(spec), **kwargs)
     if weights is None:
         if weights_prefix is not None:
@@ -68,7 +72,17 @@ def load(
             on_message(f"{spec}: the classifier has random weights: {kwargs['num_classes']} classes, not {published}")
         return attach_origin(loaded, Origin(settled(source, loaded), data=_data_of(loaded, source)))
     state, rest = read_file(weights)
-    return _with_weights(source, state, header_of(rest, str(weights)), str(weights), on_message, weights_prefix)
+    with _named_in_errors(weights):
+        return _with_weights(source, state, header_of(rest, str(weights)), str(weights), on_message, weights_prefix)
+
+
+@contextmanager
+def _named_in_errors(file: str | os.PathLike[str]) -> Iterator[None]:
+    """A plan that does not fit is that of this file."""
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(one_short_line(f"{os.fspath(file)}: {error}")) from error
 
 
 def _is_file(spec: str | os.PathLike[str]) -> bool:
@@ -101,7 +115,10 @@ def _from_file(
             return attach_origin(rebuild(state, Origin(None), where, base, on_message, prefix), origin_of(model))
         return rebuild(state, origin, where, base, on_message, prefix)
     if origin is not None:
-        return rebuilt(source_in(origin, where), state, origin, where, on_message, prefix)
+        try:
+            return rebuilt(source_in(origin, where), state, origin, where, on_message, prefix)
+        except LoadingError as error:  # about a name or an argument that the file gives
+            raise CheckpointError(f"{where} cannot be rebuilt: {error}") from error
     if path.is_dir():
         source, data = described(path, kwargs)
         loaded = _with_weights(source, state, None, where, on_message, prefix)
@@ -127,15 +144,14 @@ def _with_weights(
 ) -> nn.Module:
     """The architecture that the user named, with a file's weights.
 
-    Of a file that normsurgeon did not write (no ``origin``) it is made with as many classes and channels as the weights
-    have, where ``source`` does not say otherwise.
+    It is made with as many classes and channels as the weights have, where ``source`` does not say otherwise.
     """
-    foreign = origin is None
     origin = replace(origin or Origin(source), source=source)
     if source.kind != "callable" and not source.name.startswith(HUB_PREFIXES):
-        return rebuilt(source, state, origin, where, on_message, prefix, read_arguments=foreign)
+        return rebuilt(source, state, origin, where, on_message, prefix, read_arguments=True)
     model = build(source)
-    shown = shown_arguments(source, model, state, where, prefix) if foreign else {}
+    compared = replayed(build(source), origin) if origin.plans else model
+    shown = shown_arguments(source, compared, state, where, prefix)
     if shown:
         source = replace(source, kwargs={**source.kwargs, **shown})
         model = build(source)

@@ -82,6 +82,8 @@ class Resumable:
         if not path.exists():
             return cls(path, settings, SwapSums(sites))
         try:
+            if not path.is_file():
+                raise OSError("no regular file")
             values = json.loads(path.read_text())
             if values["format"] != FORMAT:
                 raise ValueError(values["format"])

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ TICK = 0.5
 OnCell = Callable[[Cell, float], None]
 """Called with a running cell and the share of it that is done."""
 Outcomes = Generator[Outcome, None, None]
+News = Cell | Outcome | Exception | None
+"""A cell that starts on Ray, what came of one, or why Ray ended: of an error, or (None) all is done."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,69 @@ def on_ray(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int | None,
 
     jobs  cells at once; default: as many as the cluster has CPUs (or GPUs) for
 
+    Ray runs in a thread of its own, in which no signal is handled: an interruption reaches the caller at once, and
+    tears nothing of Ray's. Cells that run then are cancelled, and a cluster that was started here ends.
+
     :raises EnvironmentProblem: if Ray is not installed, or cannot start.
     :raises UsageError: if there is no cluster at that address.
     """
+    news: SimpleQueue[News] = SimpleQueue()
+    stop = threading.Event()
+    thread = threading.Thread(target=_drive_ray, args=(work, cells, jobs, address, news.put, stop), name="ray")
+    try:
+        thread.start()
+        while (each := _next(news)) is not None:
+            if isinstance(each, Exception):
+                raise each
+            if isinstance(each, Cell):
+                on_cell(each, 0.0)
+            else:
+                yield each
+    finally:
+        stop.set()
+        while thread.is_alive():
+            _take_sigterm_back()
+            thread.join(RAY_TICK)
+        _take_sigterm_back()
+
+
+RAY_TICK = 0.01
+"""Seconds between two looks at what Ray has done."""
+
+
+def _next(news: SimpleQueue[News]) -> News:
+    while True:  # in a function of its own: Python 3.11 leaves a continue out of the try around it
+        _take_sigterm_back()
+        try:
+            return news.get(timeout=RAY_TICK)
+        except Empty:
+            continue
+
+
+def _take_sigterm_back() -> None:
+    """Ray's compiled code takes SIGTERM when it starts, to abort with a dump, and leaves it without a handler when it
+    ends. Python, which is not asked, still knows whose it was."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _drive_ray(
+    work: Work, cells: Sequence[Cell], jobs: int | None, address: str | None,
+    tell: Callable[[News], None], stop: threading.Event,
+) -> None:  # fmt: skip
+    """Run cells until all are done or ``stop`` is set; ``tell`` of cells that start, of outcomes, and of the end."""
+    try:
+        for each in _cells_on_ray(work, cells, jobs, address, stop):
+            tell(each)
+        tell(None)
+    except Exception as error:
+        tell(error)
+
+
+def _cells_on_ray(
+    work: Work, cells: Sequence[Cell], jobs: int | None, address: str | None, stop: threading.Event
+) -> Iterator[Cell | Outcome]:
     try:
         import ray
     except ImportError as error:
@@ -214,18 +277,18 @@ def on_ray(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int | None,
     ours = not ray.is_initialized()
     if ours:
         _start_ray(ray, jobs, address)
+    running: dict[Any, Cell] = {}
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) and work.device in (None, "cuda") else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_run_remotely)
         waiting = deque(cells)
         limit = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        running: dict[Any, Cell] = {}
-        while waiting or running:
+        while (waiting or running) and not stop.is_set():
             while waiting and len(running) < limit:
                 cell = waiting.popleft()
                 running[remote.remote(work, cell)] = cell
-                on_cell(cell, 0.0)
-            done, _ = ray.wait(list(running))
+                yield cell
+            done, _ = ray.wait(list(running), timeout=TICK)
             for reference in done:
                 cell = running.pop(reference)
                 try:
@@ -233,6 +296,8 @@ def on_ray(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int | None,
                 except ray.exceptions.RayError as error:
                     yield Outcome(cell, "failed", f"Ray: {one_line(error, 300, kind=False)}")
     finally:
+        for reference in running:
+            ray.cancel(reference, force=True)  # a gentle end would be caught by fine-tuning
         if ours:
             ray.shutdown()
 
