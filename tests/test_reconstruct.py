@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -57,14 +58,34 @@ def test_what_is_reported_is_the_held_out_kl_of_what_was_kept(convnet: ConvNet) 
 
 
 def test_where_fitting_does_harm_the_start_is_kept(convnet: ConvNet) -> None:
-    result = ns.convert(convnet, to="affine")
+    result = ns.convert(convnet, to="ln")
+    result.model.head.requires_grad_(False)  # its scale would be put right
     before = snapshot(result.model)
     done = ns.reconstruct_(
         result, [images(32)], lr=3.0, steps=4, local_steps=0, check_every=1, batch_size=8, patience=2
     ).history[-1]
     assert done.best_step == 0
     assert done.steps == 2  # two looks without progress
+    assert "in 2 updates, none of which was kept, " in done.summary
     assert same(before, snapshot(result.model))
+
+
+def test_where_nothing_is_to_be_gained_nothing_is_done(convnet: ConvNet) -> None:
+    result = ns.convert(convnet, to="affine")
+    before = snapshot(result.model)
+    done = ns.reconstruct_(result, [images(32)], **QUICK).history[-1]
+    assert (done.steps, done.best_step) == (0, 0)
+    assert same(before, snapshot(result.model))
+
+
+def test_no_update_begins_after_the_minutes(convnet: ConvNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=10.0)  # each look at it takes ten seconds
+    monkeypatch.setattr("normsurgeon.recovery.fitting.monotonic", lambda: next(clock))
+    settings = {**QUICK, "local_steps": 50, "steps": 50, "check_every": 50}
+    done = ns.reconstruct(ns.convert(convnet, to="gn"), [images(64)], **settings, minutes=2).history[-1]
+    assert 2 <= done.steps <= 12  # 120 seconds, of which 84 are the blocks'
+    assert done.curve[-1][0] == done.steps
+    assert done.kl <= done.kl_before
 
 
 def test_a_seed_gives_the_same_weights_again_and_leaves_the_callers_random_state(convnet: ConvNet) -> None:

@@ -29,7 +29,7 @@ EXAMPLES = (
 
 
 @takes_network
-@with_settings(ReconstructionConfig, only=("steps",))
+@with_settings(ReconstructionConfig, only=("steps", "minutes"))
 def convert(
     *,
     network: Network,
@@ -124,7 +124,8 @@ def convert(
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise UsageError(f"{output}: the ending says the format, and must be .safetensors, .pt or .pth")
     if settings and reconstruct is None:
-        raise UsageError(f"--steps {settings['steps']} is of --reconstruct: add --reconstruct DATA, or leave it out")
+        name, value = next(iter(settings.items()))
+        raise UsageError(f"--{name} {value} is of --reconstruct: add --reconstruct DATA, or leave it out")
     for option, images in (("--calibrate", calibrate), ("--reconstruct", reconstruct)):
         if images is not None and output is None and not dry_run:
             raise UsageError(f"{option} {images} would be lost: add -o FILE, or --dry-run to see the plan alone")

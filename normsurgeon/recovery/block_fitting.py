@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def fit_block(
     held_out: tuple[Tensor, Tensor],
     config: ReconstructionConfig,
     seed: int = 0,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Fit one block, in place, and keep its weights of least error on the held-out images; returns the updates made.
 
@@ -72,6 +74,7 @@ def fit_block(
         patience=config.patience,
         part=f"block {name}",
         setting="local_lr",
+        is_over=is_over,
     )
     block.load_state_dict(kept)
     return steps

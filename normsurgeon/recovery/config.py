@@ -28,4 +28,7 @@ class ReconstructionConfig(Config):
     scale: float = setting(
         0.2, "Smallest share of an image that a random crop keeps.", gt=0, lt=1, must_be="a share between 0 and 1"
     )
+    minutes: float | None = setting(
+        None, "Minutes of a reconstruction; the best state by then is kept. None: as many as it takes.", gt=0
+    )
     seed: int = setting(0, "Of the split, the order, the crops and the mixing.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from time import monotonic
 
 import torch
 from timm.data import Mixup
@@ -21,6 +22,10 @@ from normsurgeon.recovery.block_fitting import fit_block
 from normsurgeon.recovery.config import ReconstructionConfig
 from normsurgeon.recovery.updates import fit_
 
+SAME = 1e-6
+"""Nats of KL from which on there is something to gain."""
+LOCAL_SHARE = 0.7
+"""Of the minutes, for the blocks; the rest is for the whole network."""
 MAX_CACHED_IMAGES = 256
 """Images whose features at one block are held in memory."""
 
@@ -42,7 +47,7 @@ class Fitting:
         on_progress: OnProgress | None,
     ) -> None:
         self.model, self.reference, self.blocks, self.config, self.feed = model, reference, blocks, config, feed
-        self.on_progress = on_progress
+        self.on_progress, self.began = on_progress, monotonic()
         self.held, self.held_reference = held[0], held[-1]
         self.held_logits = self._logits(reference, held[-1])
         self.step, self.best_step = 0, 0
@@ -57,12 +62,18 @@ class Fitting:
         self.mixup = Mixup(mixup_alpha=1.0, cutmix_alpha=1.0, **mixes) if config.mix else None
 
     def run(self) -> None:
-        """Both parts; the model is left in the best state."""
-        if self.blocks and self.config.local_steps:
-            self._fit_blocks()
-        if self.config.steps:
-            self._fit_network()
+        """Both parts, where there is something to gain; the model is left in the best state."""
+        if self.best > SAME:
+            if self.blocks and self.config.local_steps:
+                self._fit_blocks()
+            if self.config.steps and not self._is_over():
+                self._fit_network()
         self.model.load_state_dict(self.kept)
+
+    def _is_over(self, share: float = 1.0) -> bool:
+        """Whether that share of the minutes has passed."""
+        minutes = self.config.minutes
+        return minutes is not None and monotonic() - self.began > 60 * share * minutes
 
     def _fit_blocks(self) -> None:
         """Fit one block after the other; a block stays fitted if ``_improved`` finds the network better."""
@@ -71,9 +82,14 @@ class Fitting:
         images = torch.cat([self._images(batch) for batch in feed.batches(0, batches)])[:MAX_CACHED_IMAGES]
         held = self.held, self.held_reference
         count = counter("fitting blocks", len(self.blocks), self.on_progress)
+        share = LOCAL_SHARE if self.config.steps else 1.0
         for number, name in enumerate(self.blocks):
+            if self._is_over(share):
+                break
             seed = seed_of(self.config.seed, number)
-            made = fit_block(self.model, self.reference, name, images, held, self.config, seed)
+            made = fit_block(
+                self.model, self.reference, name, images, held, self.config, seed, lambda: self._is_over(share)
+            )
             self.step += made
             count(1)
             if made and not self._improved():
@@ -104,6 +120,7 @@ class Fitting:
             part="the reconstruction",
             setting="lr",
             count=counter("fitting the network", config.steps, self.on_progress),
+            is_over=self._is_over,
         )
         self.step = first + made
 

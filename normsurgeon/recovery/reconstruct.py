@@ -70,10 +70,16 @@ class ReconstructionRecord:
         """One line."""
         before, after = (f"{kl:.3f}" if math.isfinite(kl) else "not finite" for kl in (self.kl_before, self.kl))
         return (
-            f"reconstructed on {self.images} images in {self.steps} updates, {self.seconds:.0f} s; "
+            f"reconstructed on {self.images} images in {self.steps} updates, {self._kept}, {self.seconds:.0f} s; "
             f"KL from the original on {self.held_out} held-out images: {before} → {after} nats"
             + (f"; images that could not be read: {self.skipped}" if self.skipped else "")
         )
+
+    @property
+    def _kept(self) -> str:
+        if self.best_step:
+            return f"the best after {self.best_step}"
+        return "none of which was kept" if self.logit_scale == 1 else "of which only the classifier's scale was kept"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types for JSON, which knows no infinity: a KL that was not finite becomes None."""
@@ -100,6 +106,7 @@ def reconstruct_(
     patience: int = 3,
     mix: float = 0.7,
     scale: float = 0.2,
+    minutes: float | None = None,
     seed: int = 0,
 ) -> Conversion:
     """Fit a converted network to its original on unlabelled images, and keep what does best on held-out ones.
@@ -121,7 +128,10 @@ def reconstruct_(
     Images are cropped, flipped and mixed in pairs at random: the original answers for any image, and a network overfits
     to few images within a hundred updates otherwise. A state takes the place of the one before, the start included, if
     its held-out KL is less by more than the gain's standard error over the images. A parameter that the caller froze
-    stays as it is.
+    stays as it is. Where the logits are the original's already (a KL of at most 1e-6 nats), no update is made.
+
+    With ``minutes`` the updates end then, wherever they are: the weights depend on the machine's speed. The first and
+    the last look at the held-out images are not counted.
 
     result    a Conversion, or a converted model from a file (its plan came with it)
     data      a data spec, an ImageSource, or batches ``(images (N, C, H, W), …)``; labels are ignored

@@ -23,6 +23,7 @@ def fit_(
     part: str,
     setting: str,
     count: Callable[[int], None] = lambda updates: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
     """Minimise ``loss_of(update)`` along a cosine of the learning rate, in place; returns the updates made.
 
@@ -30,6 +31,7 @@ def fit_(
                    state is the best so far. ``patience`` times False in a row end the loop
     warmup         updates in which the learning rate rises
     count          called with 1 after each update
+    is_over        whether time is up, after each update: the last look is then taken
     part, setting  what is fitted, and the setting of its learning rate, for the error
 
     :raises TrainingError: if a loss is not finite.
@@ -54,8 +56,9 @@ def fit_(
         loss.backward()
         optimizer.step()
         count(1)
-        if (update + 1) % check_every == 0 or update + 1 == steps:
+        last = is_over() or update + 1 == steps
+        if last or (update + 1) % check_every == 0:
             stale = 0 if improved(update + 1) else stale + 1
-            if stale == patience:
+            if last or stale == patience:
                 return update + 1
     return steps
