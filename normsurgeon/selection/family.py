@@ -92,8 +92,8 @@ def ordered(
 ) -> Family:
     """The family of ``board``'s plans (the first wish, then the alternatives), ordered by single swaps on ``batches``.
 
-    An alternative of the very target that was asked for, with other groups, counts as it: a site's ``main`` is whichever
-    of them does least damage. A site with no other norm to choose always has what the first plan says.
+    An alternative of the target that was asked for, with other groups, counts as it: a site's ``main`` is whichever of
+    them does least damage. A site with no other norm to choose always has what the first plan says.
 
     :raises ConversionError: no site that has a choice.
     """
