@@ -6,14 +6,15 @@ Parts: ``sweep`` (single swaps against brute force: the same KL, and the time), 
 cheap ones with the measured damage), ``curve`` (sites against function kept, for gn and ln, and mixed plans),
 ``promise`` (plans found on one half of the images, judged on the other), ``compare`` (its order without data against
 the measured one). Networks: ``lite0`` (the demo network, ../shared/data/imagenet-sample), ``resnet20`` and ``resnet56``
-(../shared/data/cifar10). No labels are used to choose. Images: the first ones choose, the others judge.
+(../shared/data/cifar10). No labels are used to choose. Images: the first ones choose, others judge: 200 of ImageNet,
+1,500 of CIFAR-10.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
 
 import torch
 from measuring import SAMPLE, head, parser, row
@@ -28,8 +29,19 @@ from normsurgeon.selection.damage import Answers, Damage, damages
 from normsurgeon.selection.sweep import Change, Sweep, original_answers
 from normsurgeon.selection.switching import Switchable
 
-BATCH = 25
+BATCH = {"lite0": 5, "resnet20": 25, "resnet56": 25}  # 25 images of 224 pixels leave the caches
+JUDGES = {"lite0": 200, "resnet20": 1500, "resnet56": 1500}
 BUDGETS = ("kl=0.02", "kl=0.1", "2%", "5%")
+
+Shares = tuple[float, ...]
+PLANS: tuple[tuple[str, str, tuple[str, ...], float | None, Shares], ...] = (
+    ("gn, rest affine", "gn", ("affine",), None, (0.25, 0.5, 0.75, 1)),
+    ("ln, rest affine", "ln", ("affine",), None, (0.25, 0.5, 0.75, 1)),
+    ("gn of auto, 4 or 2 groups, eps 1, rest affine", "gn", ("gn:4", "gn:2", "affine"), 1.0, (0.5, 0.75, 1)),
+    ("gn of auto, 4 or 2 groups, eps 1, rest rms", "gn", ("gn:4", "gn:2", "rms"), 1.0, (0.5,)),
+    ("rms, rest ln, eps 1", "rms", ("ln",), 1.0, (0.5, 1)),
+)
+"""Label, the norm that is asked for, the others, eps, and the shares of the sites that get it."""
 
 
 def load(name: str, images: int, skip: int = 0) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
@@ -45,11 +57,18 @@ def load(name: str, images: int, skip: int = 0) -> tuple[nn.Module, list[Tensor]
         x, y = cifar.images("test")
         x = cifar.normalized(x)
     chosen = slice(skip, skip + images)
-    return model, list(x[chosen].split(BATCH)), list(y[chosen].split(BATCH))
+    return model, list(x[chosen].split(BATCH[name])), list(y[chosen].split(BATCH[name]))
 
 
-def top1(model: nn.Module, x: list[Tensor], y: list[Tensor]) -> float:
-    return ns.evaluate(model, list(zip(x, y, strict=True))).top1 or 0.0
+@torch.no_grad()
+def answers(network: nn.Module, x: list[Tensor]) -> Answers:
+    return Answers.of(torch.cat([network(batch) for batch in x]), sum(map(len, x)))
+
+
+def damage_of(before: Answers, after: Answers) -> Damage:
+    found = Damage()
+    found.update(*damages(before, after, len(before.outputs[0])))
+    return found
 
 
 def sweep(name: str, images: int) -> None:
@@ -83,47 +102,40 @@ def predictors(name: str, images: int) -> None:
     model, x, _ = load(name, images)
     print(head(("network", "norm", "elements", "norm error", "Taylor", "sum of single damages", "of all together")))
     for to in ("gn", "ln"):
-        found = ns.swap_sensitivity(model, x, to=to, all_but_one=False, max_images=images, batch_size=BATCH)
+        found = ns.swap_sensitivity(model, x, to=to, all_but_one=False, max_images=images, batch_size=BATCH[name])
         numbers = (f"{rho:.2f}" if rho is not None else "" for rho in found.correlations.values())
         print(row((name, to, *numbers, f"{found.total:.3f}", f"{found.all_damage:.3f}")), flush=True)
 
 
 def curve(name: str, images: int) -> None:
-    """Sites in a norm against top-1 kept, on images that did not choose, with labels that chose nothing."""
+    """Sites in a norm against function kept, on images that did not choose, with labels that chose nothing."""
     model, x, _ = load(name, images)
-    _, judge_x, judge_y = load(name, 200, skip=images)
-    base = top1(model, judge_x, judge_y)
-    print(head(("network", "plan", "sites", "KL on its images", "top-1 of BN's, on 200 others"), (0, 1)))
-    plans: list[tuple[str, str, tuple[str, ...], Callable[[int], list[int]]]] = [
-        ("gn, rest affine", "gn", ("affine",), lambda n: [n // 4, n // 2, 3 * n // 4, n]),
-        ("ln, rest affine", "ln", ("affine",), lambda n: [n // 2, n]),
-        ("gn, rest ln or rms", "gn", ("ln", "rms"), lambda n: [0, n // 4, n // 2, 3 * n // 4]),
-        ("ln, rest rms", "ln", ("rms",), lambda n: [0, n // 2]),
-    ]
-    for label, to, among, wanted in plans:
-        found = ns.trade_off(model, x, to=to, among=among, points=5, max_images=images, batch_size=BATCH)
-        for k in wanted(found.sites):
-            nearest = min(found.points, key=lambda p, k=k: abs(p.converted - k))
-            network = ns.convert(model, found.family.made(k), verdict=False, check=False).model
-            share = top1(network, judge_x, judge_y) / base
-            sites = f"{k} of {found.sites}"
-            print(row((name, label, sites, f"{nearest.kl:.3f} (at {nearest.converted})", f"{share:.3f}")), flush=True)
+    _, others, labels = load(name, JUDGES[name], skip=images)
+    before, right = answers(model, others), torch.cat(labels)
+    whole = (before.outputs[0].argmax(1) == right).sum().item()
+    print(head(("network", "plan", "sites", "KL", "same answer", "top-1 of BN's"), (0, 1)), flush=True)
+    for label, to, among, eps, shares in PLANS:
+        found = ns.trade_off(model, x, to=to, among=among, eps=eps, points=2, max_images=images, batch_size=BATCH[name])
+        for k in (math.ceil(share * found.sites) for share in shares):
+            after = answers(ns.convert(model, found.family.made(k), verdict=False, check=False).model, others)
+            damage = damage_of(before, after)
+            kl, error = damage.compute()
+            same = 1 - sum(damage.lost) / damage.images
+            share = (after.outputs[0].argmax(1) == right).sum().item() / whole
+            cells = (f"{k} of {found.sites}", f"{kl:.3f} ± {error:.3f}", f"{same:.3f}", f"{share:.3f}")
+            print(row((name, label, *cells)), flush=True)
 
 
 def promise(name: str, images: int) -> None:
     """Whether a plan keeps its budget on other images."""
     model, x, _ = load(name, images)
-    _, others, _ = load(name, min(images, 200), skip=images)
-    print(head(("network", "budget", "sites", "used on the others", "kept"), (0, 1)))
+    _, others, _ = load(name, JUDGES[name], skip=images)
+    before = answers(model, others)
+    print(head(("network", "budget", "sites", "used on the others", "kept"), (0, 1)), flush=True)
     for budget in map(ns.Budget.parse, BUDGETS):
-        plan = ns.plan(model, "gn", budget=budget, data=x, max_images=images, batch_size=BATCH)
+        plan = ns.plan(model, "gn", budget=budget, data=x, max_images=images, batch_size=BATCH[name])
         network = ns.convert(model, plan, verdict=False, check=False).model
-        damage = Damage()
-        with torch.no_grad():
-            for batch in others:
-                before, after = (Answers.of(net(batch), len(batch)) for net in (model, network))
-                damage.update(*damages(before, after, len(batch)))
-        used, error = budget.spent(damage)
+        used, error = budget.spent(damage_of(before, answers(network, others)))
         sites = sum(d.target == "gn" for d in plan.decisions)
         kept = "yes" if used - error <= budget.limit else "no"
         print(row((name, budget, sites, f"{used:.4f} ± {error:.4f}", kept)), flush=True)

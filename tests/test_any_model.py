@@ -450,6 +450,20 @@ def test_a_good_and_a_ruined_conversion_get_other_verdicts():
     assert verdicts["in"].worst_site in dict(model.named_modules())
 
 
+def test_a_site_that_is_exact_counts_as_no_error_in_a_verdict_without_data():
+    torch.manual_seed(0)
+    model = alive(timm.create_model("test_resnet"))
+    small = torch.zeros(2, 3, 48, 48, dtype=torch.float64)
+    plan = ns.plan(model, to="affine", example_inputs=small)
+    one = ns.convert(model, plan.set("layer2.0.bn1", "in"), check=False).verdict
+    assert one.worst_site == "layer2.0.bn1"
+    assert one.norm_error == pytest.approx(one.worst_error / len(plan.decisions) ** 0.5)
+    kept = plan.keep("*").set("layer2.0.bn1", "in")
+    assert ns.convert(model, kept, check=False).verdict.norm_error == pytest.approx(one.norm_error)
+    whole = ns.convert(model, to="in", check=False, example_inputs=small).verdict
+    assert one.norm_error < whole.norm_error
+
+
 def test_the_users_own_images_are_measured_on_where_they_are_given():
     model = alive(ConvNet())
     images = torch.randn(20, 3, 12, 12, dtype=torch.float64)

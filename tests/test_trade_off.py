@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -65,6 +67,28 @@ def test_without_a_fixed_norm_the_other_sites_get_the_least_damaging_one(network
     none = curve.family.made(0)
     assert {d.target for d in none.decisions} <= {"ln", "rms"}
     assert curve.points[0].kl > 0
+
+
+def test_other_groups_count_as_the_norm_that_was_asked_for(network: nn.Module) -> None:
+    """Each site gets the groups that do least damage alone, measured here by conversions of that site."""
+    curve = trade_off(network, BATCHES, to="gn", among=("gn:1", "gn:8"), points=2)
+    assert curve.among == ("gn:1", "gn:8", "affine")
+    plan = curve.family.made(curve.sites)
+    assert {d.target for d in plan.decisions} == {"gn"}
+    assert {d.target for d in curve.family.made(0).decisions} == {"affine"}
+    choosing = torch.cat([x for x, _ in BATCHES[::3]])
+    exact = ns.plan(network, "affine", example_inputs=choosing)
+    for name in ("layer2.0.bn1", "layer4.0.bn2"):
+        damage = {}
+        for groups in ("auto", 1, 8):
+            wanted = ns.plan(network, "gn", groups=groups, example_inputs=choosing).decisions
+            one = next(d for d in wanted if d.name == name)
+            alone = tuple(one if d.name == name else d for d in exact.decisions)
+            made = ns.convert(network, replace(exact, decisions=alone), verdict=False).model
+            with torch.no_grad():
+                damage[one.groups] = kl(network(choosing), made(choosing))
+        chosen = next(d for d in plan.decisions if d.name == name)
+        assert chosen.groups == min(damage, key=damage.__getitem__)
 
 
 def test_must_and_keep_are_obeyed(network: nn.Module) -> None:

@@ -69,7 +69,10 @@ def convert(
     ] = None,
     among: Annotated[
         str | None,
-        typer.Option(metavar="TARGETS", help="With --budget: what the other sites may get: ln,gn:8. Default: affine."),
+        typer.Option(
+            metavar="TARGETS",
+            help="With --budget: what other sites may get, and other groups: ln,gn:4. Default: affine.",
+        ),
     ] = None,
     balance: Annotated[
         bool,

@@ -38,8 +38,8 @@ class ComparedConversion:
     target      as ``--to`` takes it, with groups and eps where those were given: ``gn:8``
     converted, exact, left  sites that got the norm, became a fixed affine, or stay batch norms
     kept        in one word: exactly, closely, partly, hardly, not
-    norm_error  how far the new norms are from the fixed affines that they stand in for, root mean square over them: on
-                the first batch of the data, or on synthetic features
+    norm_error  how far the new norms are from the fixed affines that they stand in for, root mean square over the sites
+                (an exact one counts as 0): on the first batch of the data, or on synthetic features
     kl, lost    on data, of a classifier: mean KL to the original in nats, and the share of answers (with labels: of
                 right answers) that are lost; ``kl_stderr`` and ``lost_stderr`` are their standard errors
     error       on data, of any other network: relative error of its outputs, with ``error_stderr``

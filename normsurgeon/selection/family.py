@@ -52,7 +52,7 @@ class Family:
 
     def made(self, k: int, notes: Sequence[str] = ()) -> ConversionPlan:
         """The plan for it."""
-        instead = {name: self.others[name] for name in self.order[k:]}
+        instead = self.chosen(k)
         affine = parse_target("affine", replace(self.plan.request, groups=None))
 
         def decided(decision: Any) -> Any:
@@ -92,20 +92,24 @@ def ordered(
 ) -> Family:
     """The family of ``board``'s plans (the first wish, then the alternatives), ordered by single swaps on ``batches``.
 
-    A site with no alternative always has what the first plan says.
+    An alternative of the target that was asked for, with other groups, counts as it: a site's ``main`` is whichever of
+    them does least damage. A site with no other norm to choose always has what the first plan says.
 
     :raises ConversionError: no site that has a choice.
     """
     first, *others = board.plans
     wishes, *choices = ({o.site: o for o in board.options_in(made)} for made in board.plans)
     exact = {d.name for made in others for d in made.decisions if d.status == "converted" and d.target == "affine"}
-    free = [
-        name for name in wishes if name not in fixed and (name in exact or any(name in options for options in choices))
-    ]
+    same: dict[str, list[Option]] = {}
+    candidates: dict[str, list[Option]] = {}
+    for name, wish in wishes.items():
+        options = [made[name] for made in choices if name in made]
+        same[name] = [o for o in options if o.decision.target == wish.decision.target]
+        candidates[name] = [o for o in options if o not in same[name]]
+    free = [name for name in wishes if name not in fixed and (name in exact or candidates[name])]
     if not free:
         raise ConversionError(f"{first.model} has no site that could be {first.target} or something else; see its plan")
-    candidates = {name: [options[name] for options in choices if name in options] for name in free}
-    changes = dict.fromkeys(Change(name, o) for name in free for o in (wishes[name], *candidates[name]))
+    changes = dict.fromkeys(Change(name, o) for name in free for o in (wishes[name], *same[name], *candidates[name]))
     sweep = Sweep(board, {}, {change: Damage() for change in changes})
     count = counter("trying single sites", len(changes) * len(batches), on_progress)
     for inputs, labels in batches:
@@ -118,11 +122,12 @@ def ordered(
     least = {name: min(candidates[name], key=damage, default=None) for name in free if name not in exact}
     instead = {name: least.get(name) for name in free}
     spared = {name: 0.0 if option is None else damage(option) for name, option in instead.items()}
-    costs = {name: damage(wishes[name]) - spared[name] for name in free}
+    main = {name: min((wishes[name], *same[name]), key=damage) for name in free}
+    costs = {name: damage(main[name]) - spared[name] for name in free}
     return Family(
         plan=first,
         order=tuple(sorted(free, key=costs.__getitem__)),
-        main={name: wishes[name] for name in free},
+        main=main,
         others=instead,
         given={name: option for name, option in wishes.items() if name not in costs},
         costs=costs,

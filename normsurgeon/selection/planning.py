@@ -57,7 +57,8 @@ def plan(
                     kwargs)``, or a data loader, of which the first batch is taken
     budget          how much of the function may be lost: "1%" of top-1, "kl=0.05" nats, "error=5%" of the outputs of
                     what is no classifier. As many sites as possible get ``to`` within it, measured on ``data``
-    among           with a budget: what the other sites may get, whichever does least damage
+    among           with a budget: what the other sites may get, whichever does least damage; and other groups for
+                    ``to``, such as ``gn:4``, where they do less damage
     data, labels, batch_size, max_images, device, workers, on_progress  with a budget, as for ``trade_off``
 
     :raises TargetError: unknown target, or groups that do not divide a site's channels.

@@ -172,7 +172,8 @@ def trade_off(
 
     to, groups, eps  the norm that as many sites as possible are to get, as in ``normsurgeon.plan``
     among     what the other sites may get, whichever of them does least damage: ``affine`` (the batch norm itself, with
-              fixed statistics), ``ln``, ``gn:8``, …
+              fixed statistics), ``ln``, ``rms``, …; and other groups for the norm that was asked for: with ``gn:4``, a
+              site that is to be ``gn`` gets 4 groups where that does less damage. ``affine`` if no other norm is named
     budget    look for the plan that uses it up; without one, a plan for each of ``points`` numbers of sites is run
     must      {glob: target} for sites that are given; ``keep``: globs of sites that stay batch norms
     data, labels  as for ``evaluate``; without labels, an answer is lost where it is not the original's
@@ -195,6 +196,8 @@ def trade_off(
     example = batches.example() if example_inputs is None else example_inputs
     pairs = list(must.items()) if isinstance(must, Mapping) else list(must)
     first = plan(model, to, groups=groups, eps=eps, keep=keep, set=pairs, example_inputs=example, name=name)
+    if all(text.partition(":")[0] == first.target for text in among):
+        among = (*among, "affine")
     fixed = fixed_sites(first, [*keep, *(pattern for pattern, _ in pairs)])
     with placed(model, device), eval_mode(model):
         board = Switchable(model, [first, *alternatives(first, among, fixed)])

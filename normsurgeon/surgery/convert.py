@@ -264,7 +264,7 @@ def _carry_out(
     replace_modules_(model, replacements, optimizer, touched=touched, gained=gained)
     verdict = None
     if prepared.reference is not None:
-        verdict = verdicts.judge(prepared.reference, model, stand_ins, prepared.followed)
+        verdict = verdicts.judge(prepared.reference, model, stand_ins, prepared.followed, len(plan.decisions))
     if plan.request.as_graph:
         model = _as_graph(model, plan, tuple({type(new) for new in replacements.values()}))
     return Conversion(model, plan, optimizer=optimizer, check=prepared.check, verdict=verdict)

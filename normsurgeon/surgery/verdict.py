@@ -51,8 +51,9 @@ class Verdict:
 
     images       that both networks saw; ``source`` says which they were
     synthetic    whether they were made up
-    norm_error   root mean square over the new norms of how far each is from the fixed affine map that it stands in for,
-                 relative to that map's deviations; 0 where no norm approximates
+    norm_error   root mean square over the sites of how far each new norm is from the fixed affine map that it stands in
+                 for, relative to that map's deviations; a site that stays or becomes exact counts as 0, so that a plan
+                 with few new norms is not judged as if all were
     worst_site   the norm that is furthest from it, and by how much
     error        of the outputs, relative to the original's: the root of the summed squares of the difference over that
                  of the original's deviations from its mean over the images
@@ -159,8 +160,10 @@ def reference(model: nn.Module, followed: Followed, probe: Call | None) -> Refer
     return None
 
 
-def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn], followed: Followed) -> Verdict:
-    """Compare the converted ``model`` with the original; its new norms are the ``stand_ins``."""
+def judge(
+    before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn], followed: Followed, sites: int
+) -> Verdict:
+    """Compare the converted ``model`` with the original; of its ``sites``, the ``stand_ins`` are new norms."""
     losses: dict[str, float] = {}
     images = len(before.call)
 
@@ -180,12 +183,13 @@ def judge(before: Reference, model: nn.Module, stand_ins: Mapping[str, StandIn],
             images = len(call)
             break
     worst = max(losses, key=losses.__getitem__, default=None)
+    seen = sites - len(stand_ins) + len(losses)  # what no call reached is not known
     agreement, stderr, kl = _as_classifiers(before.outputs, outputs)
     return Verdict(
         images=images,
         source=before.source,
         synthetic=before.synthetic,
-        norm_error=math.sqrt(sum(loss**2 for loss in losses.values()) / max(1, len(losses))),
+        norm_error=math.sqrt(sum(loss**2 for loss in losses.values()) / max(1, seen)),
         error=_error(before.outputs, outputs),
         worst_site=worst,
         worst_error=losses[worst] if worst is not None else None,
