@@ -144,6 +144,18 @@ def test_ctrl_c_keeps_what_is_done_and_ends_the_workers(tmp_path):
     assert not _alive(process.pid)
 
 
+@pytest.mark.system
+def test_a_study_that_ends_at_once_says_nothing_afterwards(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom normsurgeon.study.run import run_study\n"
+        "if __name__ == '__main__':\n"
+        f"    run_study({GRID!r}, {str(tmp_path / 'out')!r}, jobs=2, on_progress=lambda t: t.done > 5 and os._exit(3))"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def _alive(group: int) -> bool:
     """Whether any process of a session is left."""
     try:

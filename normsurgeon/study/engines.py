@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -126,13 +127,23 @@ class _Worker:
         return f"its process was ended by {signal.Signals(-code).name}{advice}"
 
 
+def _start_tracker() -> None:
+    """Start Python's process that clears up semaphores: here, for it unblocks signals, and without its warning, which
+    would be the last line of a program that a signal ended."""
+    option = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(option)  # it starts with the same -W options
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(option)
+
+
 @contextmanager
 def _sigint_blocked() -> Iterator[None]:
     """A process that is started inside never gets SIGINT; here it comes afterwards."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # starting it unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -142,6 +153,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 def processes(work: Work, cells: Sequence[Cell], on_cell: OnCell, jobs: int) -> Outcomes:
     """In ``jobs`` processes. A process that dies fails its own cell alone, and another replaces it."""
+    _start_tracker()
     waiting = deque(cells)
     workers: dict[Future[Outcome], _Worker] = {}
     started = False
