@@ -205,7 +205,7 @@ def test_what_takes_images_alone_says_so_of_other_batches():
     with pytest.raises(
         UsageError, match=r"sensitivity is measured on images, .*try only=\['statistics', 'similarity'\]"
     ):
-        ns.analyze(result, batches)
+        ns.analyze(result, batches, methods=["taylor"])
     with pytest.raises(UsageError, match="reconstruction takes images; try calibrate, which takes them"):
         ns.reconstruct_(result, batches)
     other = [*batches, {"image": X, "other": X, "scale": torch.ones(2)}]
