@@ -252,7 +252,7 @@ def test_plotly_takes_no_label_for_markup() -> None:
 
 def test_ticks_are_where_parts_begin_and_apart() -> None:
     names = ["conv1", "bn1", *(f"layer{i}.{k}" for i in (1, 2, 3) for k in range(20)), "fc"]
-    assert charts.ticks(names) == [(0, "conv1"), (22, "layer2"), (42, "layer3"), (62, "fc")]
+    assert charts.ticks(names) == [(2, "layer1"), (22, "layer2"), (42, "layer3"), (62, "fc")]
     assert charts.ticks(["a", "b"], few=2) == [(0, "a"), (1, "b")]
     assert len(charts.ticks([f"blocks.{i}" for i in range(300)])) <= 12
 

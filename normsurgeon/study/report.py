@@ -47,8 +47,10 @@ METHOD = (
     "Seeds are the replicates. Two norms are compared by the paired differences of runs that share a seed and "
     "everything else; each seed's differences are averaged over the settings before they are tested, so n is the "
     "number of seeds.",
-    "Intervals are Student's, 95 %. The test is the paired t test, two-sided; below 3 seeds nothing is tested. g is "
-    "Hedges' g of the paired differences (Cohen's d_z with Hedges' correction).",
+    "Intervals are of 95 %: of accuracies Wilson's, with Student's quantile over the seeds, of differences Student's. The "
+    "test is the paired t test, two-sided; below 3 seeds nothing is tested. g is Hedges' g of the paired differences "
+    "(Cohen's d_z with Hedges' correction). Where neither of two norms answers better than guessing may, nothing is "
+    "claimed.",
     "Holm's adjustment keeps the probability of any false claim in a family of comparisons at 5 %. The overall "
     "comparisons and the slopes on the batch size are one family, the comparisons within settings another; a sentence "
     "about a setting needs a significant comparison of the same norms in the first.",
@@ -358,7 +360,7 @@ def _cell_table(results: Results, table: tuple[Row, ...]) -> Table:
         it = row.estimate
         rows.append((cell_label(row.cell, axes), percent(it.mean), _plus_minus("", it.ci) or DASH, it.n, points(it.sd),
                      *_counts(lost, row.lost)))  # fmt: skip
-    note = "Means over the seeds that finished, and Student's 95 % interval. sd is in points."
+    note = "Means over the seeds that finished, and a 95 % interval. sd is in points."
     columns = [Column("cell"), Column("accuracy", "number"), Column("95 % CI", "number"), Column("n", "count"),
                Column("sd", "number"), *(Column(kind, "count") for kind in lost)]  # fmt: skip
     return Table(tuple(columns), tuple(rows), "", note, searchable=True, noun="cells", terminal_rows=_TERMINAL_ROWS)
