@@ -49,8 +49,8 @@ METHOD = (
     "number of seeds.",
     "Intervals are of 95 %: of accuracies Wilson's, with Student's quantile over the seeds, of differences Student's. "
     "The test is the paired t test, two-sided; below 3 seeds nothing is tested. g is Hedges' g of the paired "
-    "differences (Cohen's d_z with Hedges' correction). Where neither of two norms answers better than guessing may, nothing is "
-    "claimed.",
+    "differences (Cohen's d_z with Hedges' correction). Where neither of two norms answers better than "
+    "guessing may, nothing is claimed.",
     "Holm's adjustment keeps the probability of any false claim in a family of comparisons at 5 %. The overall "
     "comparisons and the slopes on the batch size are one family, the comparisons within settings another; a sentence "
     "about a setting needs a significant comparison of the same norms in the first.",
