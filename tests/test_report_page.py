@@ -135,7 +135,8 @@ def test_findings_stand_at_the_top_with_number_and_advice(page: Page, reports: d
 def test_every_figure_holds_a_plot_that_says_what_it_shows(page: Page, reports: dict[str, Path]) -> None:
     page.open(reports["small"])
     ids = page.evaluate("[...document.querySelectorAll('figure')].map(f => f.id)")
-    assert len(ids) == 8 + 1 + 6 + 1 + 1 + 1 + 3  # profile, similarity, comparison and map, sensitivity, sweep, history
+    # profile, similarity, comparison, tree and channels, map, sensitivity, sweep, history
+    assert len(ids) == 8 + 1 + 6 + 2 + 1 + 1 + 1 + 3
     drawn = page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.querySelector('.main-svg')).length")
     assert drawn == len(ids)
     labels = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.getAttribute('aria-label'))")
